@@ -1,0 +1,118 @@
+"""What every backend can do: the seam between the pipeline and the wire protocols.
+
+A backend turns an attempt (a call at one rung) into its own wire protocol and the answer back into
+OpenAI's shape. It raises only `UpstreamError`s. It has no clock of its own: the flow limits each
+phase, and cancels. A stream that is closed before its end closes its connection at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from router.config.secrets import Credential
+from router.types import Abilities, Answer, Call, ChatCall, EmbedCall, Embeddings, Rung
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAttempt:
+    """`answer_bytes_max` bounds a non-streamed answer and any one event of a stream."""
+
+    call: ChatCall
+    rung: Rung
+    connect_s: float
+    answer_bytes_max: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedAttempt:
+    call: EmbedCall
+    rung: Rung
+    connect_s: float
+    answer_bytes_max: int = 64 << 20
+
+
+class EventKind(enum.Enum):
+    CHUNK = "chunk"
+    DONE = "done"
+    COMMENT = "comment"
+
+
+class Event(NamedTuple):
+    """One event of a streamed answer.
+
+    CHUNK: `data` is one chunk's JSON as it came (repairs are the relay's). DONE: the upstream said
+    `[DONE]`. COMMENT: `data` is text to show while the caller waits, such as a place in a queue.
+    """
+
+    kind: EventKind
+    data: bytes
+
+
+class EventStream(Protocol):
+    """An open streamed answer."""
+
+    async def read(self) -> list[Event]:
+        """All events of the next upstream read, never empty before the end; [] at the clean end.
+
+        Raises UpstreamError when the stream is cut, malformed or reports an error.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave; before the end this cancels the upstream. May be called more than once."""
+        ...
+
+
+class State(enum.StrEnum):
+    """How a backend looked at its last probe."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    DOWN = "down"
+    ASLEEP = "asleep"
+    STARTING = "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a probe found: `models` maps a model's name to what the backend says of it."""
+
+    state: State
+    reason: str = ""
+    models: Mapping[str, Abilities] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One configured upstream."""
+
+    name: str
+    kind: str
+    credential: Credential
+
+    def unable(self, call: Call, rung: Rung) -> str | None:
+        """Why this call cannot be put faithfully to this rung, or None. Pure; asked while planning.
+
+        Only what follows from the protocol: abilities, limits and state are the plan's.
+        """
+        ...
+
+    async def stream_chat(self, attempt: ChatAttempt) -> EventStream:
+        """Open a streamed answer; returns when the upstream's headers are here and good."""
+        ...
+
+    async def complete_chat(self, attempt: ChatAttempt) -> Answer:
+        """A whole answer in OpenAI's shape."""
+        ...
+
+    async def embed(self, attempt: EmbedAttempt) -> Embeddings:
+        """One vector for each input of the call, in order."""
+        ...
+
+    async def probe(self) -> Probe:
+        """A cheap look without side effects (it must not wake, load or bill anything)."""
+        ...
+
+    async def aclose(self) -> None: ...

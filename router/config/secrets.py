@@ -1,0 +1,85 @@
+"""Tokens by reference: `env:NAME`, `file:/path` or `credential:NAME` (systemd's LoadCredential).
+
+A token written into the configuration itself is refused: files of configuration are copied, shown
+and committed. The value is kept out of every `repr`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+_TOKEN_BYTES_MAX = 16 << 10
+
+
+class SecretError(ValueError):
+    """A reference that is malformed, or that leads to nothing usable; the text says how to mend."""
+
+
+def read_secret(reference: str, environ: Mapping[str, str] | None = None) -> str:
+    """The secret behind a reference. Raises SecretError, never with the secret in its text."""
+    environ = os.environ if environ is None else environ
+    scheme, _, rest = reference.partition(":")
+    if scheme == "env" and rest:
+        value = environ.get(rest, "").strip()
+        if not value:
+            raise SecretError(f"the environment variable {rest} is not set")
+        return _usable(value, f"the environment variable {rest}")
+    if scheme == "file" and rest.startswith("/"):
+        return _read_file(Path(rest))
+    if scheme == "credential" and rest and "/" not in rest:
+        folder = environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise SecretError("there is no $CREDENTIALS_DIRECTORY: is LoadCredential= in the unit?")
+        return _read_file(Path(folder) / rest)
+    raise SecretError(
+        "a token is given by reference, never in the file itself: "
+        'write "env:NAME", "file:/absolute/path" or "credential:NAME"'
+    )
+
+
+def _read_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            value = file.read(_TOKEN_BYTES_MAX).decode("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SecretError(f"cannot read {path}: {reason}") from error
+    if not value:
+        raise SecretError(f"{path} is empty")
+    return _usable(value, str(path))
+
+
+def _usable(value: str, where: str) -> str:
+    # A line break or control character would let a token write headers of its own.
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise SecretError(f"{where} holds characters that no token has (spaces, line breaks, …)")
+    return value
+
+
+class Credential:
+    """A backend's token, which may change while the daemon runs. Without a reference: none."""
+
+    def __init__(self, reference: str | None = None) -> None:
+        self.reference = reference
+        self._value = read_secret(reference) if reference else None
+
+    def __repr__(self) -> str:
+        return f"Credential({self.reference!r})"
+
+    def headers(self, own: str | None = None) -> dict[str, str]:
+        """The Authorization header; `own` is a key's own token, which goes before the backend's."""
+        value = own or self._value
+        return {"Authorization": f"Bearer {value}"} if value else {}
+
+    def reload(self) -> bool:
+        """Read the token again; whether it changed. A failure keeps the old one."""
+        if self.reference is None:
+            return False
+        try:
+            value = read_secret(self.reference)
+        except SecretError:
+            return False
+        changed, self._value = value != self._value, value
+        return changed

@@ -1,0 +1,1 @@
+"""Pure policies and formats: plain functions and values, no I/O, clock, randomness or logging."""

@@ -1,0 +1,161 @@
+"""Follows one streamed chat answer chunk by chunk: what may pass, what commits, what is missing.
+
+Payloads pass byte-identical unless they break OpenAI's shape. What is repaired, because a client
+would fail on it or read it wrongly: an empty `id`, a foreign `finish_reason`, a tool-call fragment
+without `index`, reasoning text under only one of its two names, and an end without any
+`finish_reason`. A usage chunk that only we asked for is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from router.core.refusal import classify_in_stream, complaint_in
+from router.errors import UpstreamBroken
+from router.types import Json, Usage
+
+# TGI's own words, and those of old completion routes, for OpenAI's.
+FINISH_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "end_turn": "stop", "eos": "stop"}
+KNOWN_FINISH = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+
+
+class Seen(NamedTuple):
+    """`payload` None: nothing for the client. `commits`: it has content, so it commits the call."""
+
+    payload: bytes | None
+    commits: bool
+
+
+class ChunkWatch:
+    """One answer's state. `who` names the rung; `call_id` mends answers that come without an id."""
+
+    def __init__(self, *, who: str, call_id: str, wants_usage: bool) -> None:
+        self._who = who
+        self._call_id = call_id
+        self._wants_usage = wants_usage
+        self._finished: dict[int, bool] = {}
+        self._called_tools: set[int] = set()
+        self._last: Json = {}
+        self.usage: Usage | None = None
+        self.content_chars = 0
+        self.chunks = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Every choice that was begun has its finish reason."""
+        return bool(self._finished) and all(self._finished.values())
+
+    @property
+    def has_choices(self) -> bool:
+        return bool(self._finished)
+
+    def see(self, payload: bytes) -> Seen:
+        """Take note of one chunk. Raises UpstreamError on an error event or anything else."""
+        try:
+            chunk = orjson.loads(payload)
+        except orjson.JSONDecodeError as error:
+            raise UpstreamBroken(f"{self._who} sent an event that is not JSON") from error
+        choices = chunk.get("choices") if isinstance(chunk, dict) else None
+        if type(choices) is not list:
+            complaint = complaint_in(chunk)
+            if complaint is not None:
+                raise classify_in_stream(self._who, complaint)
+            raise UpstreamBroken(f"{self._who} sent an event that is not a chat chunk")
+        self.chunks += 1
+        usage = chunk.get("usage")
+        if usage is not None:
+            self.usage = usage_in(usage) or self.usage
+            if not choices and not self._wants_usage:
+                return Seen(None, False)
+        commits = changed = False
+        for choice in choices:
+            if type(choice) is not dict:
+                raise UpstreamBroken(f"{self._who} sent a chunk with a malformed choice")
+            changed |= self._mend(choice)
+            commits |= self._follow(choice)
+        if not chunk.get("id"):
+            chunk["id"] = self._call_id
+            changed = True
+        self._last = chunk
+        return Seen(orjson.dumps(chunk) if changed else payload, commits)
+
+    def closing_payloads(self) -> list[bytes]:
+        """Finish chunks for the choices that `[DONE]` left without one (TGI's tool calls)."""
+        payloads = []
+        for index, finished in self._finished.items():
+            if not finished:
+                reason = "tool_calls" if index in self._called_tools else "stop"
+                choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+                self._finished[index] = True
+                payloads.append(orjson.dumps({**_head(self._last), "choices": [choice]}))
+        return payloads
+
+    def _follow(self, choice: Json) -> bool:
+        """Note what the choice brings; whether that is more than a role."""
+        index: int = choice["index"]
+        finish = choice.get("finish_reason")
+        self._finished[index] = bool(finish) or self._finished.get(index, False)
+        delta = choice.get("delta")
+        if type(delta) is not dict:
+            return bool(finish)
+        content = delta.get("content")
+        if type(content) is str:
+            self.content_chars += len(content)
+        if delta.get("tool_calls"):
+            self._called_tools.add(index)
+        return bool(finish) or any(
+            value for name, value in delta.items() if name != "role" and value is not None
+        )
+
+    def _mend(self, choice: Json) -> bool:
+        """Repair the choice in place; whether anything had to be."""
+        changed = False
+        if type(choice.get("index")) is not int:
+            choice["index"] = 0
+            changed = True
+        finish = choice.get("finish_reason")
+        if finish is not None and finish not in KNOWN_FINISH:
+            choice["finish_reason"] = FINISH_REASONS.get(finish, "stop") if finish else None
+            changed = True
+        delta = choice.get("delta")
+        if type(delta) is not dict:
+            return changed
+        changed |= twin_reasoning(delta)
+        calls = delta.get("tool_calls")
+        if type(calls) is list:
+            for position, call in enumerate(calls):
+                if type(call) is dict and type(call.get("index")) is not int:
+                    call["index"] = position
+                    changed = True
+        return changed
+
+
+def twin_reasoning(message: Json) -> bool:
+    """Give reasoning text both its names: clients read `reasoning` or `reasoning_content`."""
+    reasoning = message.get("reasoning")
+    content = message.get("reasoning_content")
+    if type(reasoning) is str and content is None:
+        message["reasoning_content"] = reasoning
+        return True
+    if type(content) is str and reasoning is None:
+        message["reasoning"] = content
+        return True
+    return False
+
+
+def usage_in(value: Any) -> Usage | None:
+    """An OpenAI `usage` object, or None where it has no believable counts."""
+    if not isinstance(value, dict):
+        return None
+    prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens", 0)
+    if type(prompt) is not int or prompt < 0:
+        return None
+    if type(completion) is not int or completion < 0:
+        return None
+    return Usage(prompt, completion)
+
+
+def _head(chunk: Json) -> Json:
+    return {name: chunk[name] for name in ("id", "object", "created", "model") if name in chunk}

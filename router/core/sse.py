@@ -1,0 +1,120 @@
+"""Server-sent events: an incremental parser of what upstreams send, and the one form we send.
+
+Follows the WHATWG event-stream grammar (LF, CRLF and bare CR line ends, a BOM, `data` over several
+lines, comments), and forgives a last event without its blank line, which `finish` hands out.
+What we send is only ever `data: <one line>\\n\\n` and comments, because that is all that every
+client parses: several SDKs fail on `id:`, `retry:`, data-less events, or raw U+2028, U+2029 and
+U+0085 inside the JSON.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+DONE = b"[DONE]"
+DONE_FRAME = b"data: [DONE]\n\n"
+
+_BOM = b"\xef\xbb\xbf"
+# The escapes are only valid inside JSON strings, and JSON allows these characters nowhere else.
+_SEPARATORS = (
+    (b"\xe2\x80\xa8", b"\\u2028"),
+    (b"\xe2\x80\xa9", b"\\u2029"),
+    (b"\xc2\x85", b"\\u0085"),
+)
+
+
+class SseEvent(NamedTuple):
+    """`event` is b"" where the stream names none; `data` has its lines joined by LF."""
+
+    event: bytes
+    data: bytes
+
+
+class SseOverflow(ValueError):
+    """One event is larger than the limit."""
+
+
+class SseParser:
+    """Bytes in, events out; feeding may split anywhere. Comments and empty events are dropped.
+
+    `event_bytes_max` bounds what an unfinished event may hold, a single endless line included.
+    """
+
+    def __init__(self, event_bytes_max: int = 8 << 20) -> None:
+        self._event_bytes_max = event_bytes_max
+        self._buffer = b""
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._event = b""
+        self._started = False
+        self._after_cr = False
+
+    def feed(self, chunk: bytes) -> list[SseEvent]:
+        """The events that `chunk` completes. Raises SseOverflow."""
+        if self._after_cr and chunk:
+            self._after_cr = False
+            if chunk[:1] == b"\n":
+                chunk = chunk[1:]
+        data = self._buffer + chunk if self._buffer else chunk
+        if not self._started:
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._buffer = data
+                return []
+            self._started = True
+            data = data.removeprefix(_BOM)
+        if b"\r" in data:
+            self._after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, self._buffer = data.split(b"\n")
+        events: list[SseEvent] = []
+        for line in lines:
+            if line:
+                self._take(line)
+            elif (event := self._dispatch()) is not None:
+                events.append(event)
+        if len(self._buffer) + self._size > self._event_bytes_max:
+            raise SseOverflow(f"an event is larger than {self._event_bytes_max} bytes")
+        return events
+
+    def finish(self) -> list[SseEvent]:
+        """The event that the end of the stream left without its blank line, if any."""
+        if self._buffer:
+            self._take(self._buffer.removeprefix(_BOM))
+            self._buffer = b""
+        event = self._dispatch()
+        return [] if event is None else [event]
+
+    def _take(self, line: bytes) -> None:
+        if line.startswith(b"data:"):
+            value = line[6:] if line[5:6] == b" " else line[5:]
+            self._lines.append(value)
+            self._size += len(value)
+        elif line == b"data":
+            self._lines.append(b"")
+        elif line.startswith(b"event:"):
+            self._event = line[6:].removeprefix(b" ")
+
+    def _dispatch(self) -> SseEvent | None:
+        lines, event = self._lines, self._event
+        if not lines:
+            self._event = b""
+            return None
+        self._lines, self._event, self._size = [], b"", 0
+        return SseEvent(event, lines[0] if len(lines) == 1 else b"\n".join(lines))
+
+
+def frame(payload: bytes) -> bytes:
+    """One event as we send it: the payload is JSON text, and only its framing is touched."""
+    if b"\n" in payload:
+        payload = payload.replace(b"\n", b" ")
+    if not payload.isascii():
+        for raw, escaped in _SEPARATORS:
+            if raw in payload:
+                payload = payload.replace(raw, escaped)
+    return b"data: " + payload + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A comment line, which every client ignores; `text` must not come from outside unescaped."""
+    flat = text.replace("\r", " ").replace("\n", " ")
+    return b": " + flat.encode("utf-8", "replace") + b"\n\n"

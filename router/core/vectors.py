@@ -1,0 +1,83 @@
+"""Embedding vectors between their three forms: raw float32, base64 of it, and JSON numbers.
+
+OpenAI's base64 is the standard alphabet, padded, of little-endian IEEE-754 float32 without a header
+(both SDKs decode it so). Raw float32 is the form kept and counted; the others are made on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import sys
+from array import array
+from typing import Any
+
+_SWAP = sys.byteorder == "big"
+
+
+def pack(values: list[Any]) -> bytes:
+    """Numbers to raw float32. Raises ValueError on anything but finite numbers."""
+    try:
+        packed = array("f", values)
+    except (TypeError, OverflowError) as error:
+        raise ValueError("a vector must be a list of numbers") from error
+    _check_finite(packed)
+    if _SWAP:
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack(raw: bytes) -> list[float]:
+    values = array("f", raw)
+    if _SWAP:
+        values.byteswap()
+    return values.tolist()
+
+
+def from_base64(text: str) -> bytes:
+    """Raises ValueError on a bad alphabet, padding or length."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError("a vector is not valid base64") from error
+    if not raw or len(raw) % 4:
+        raise ValueError("a base64 vector is not a whole number of float32 values")
+    values = array("f", raw)
+    if _SWAP:
+        values.byteswap()
+    _check_finite(values)
+    return raw
+
+
+def to_base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")
+
+
+def parse(value: Any) -> bytes:
+    """A vector as any backend writes it: a list of numbers, or base64. Raises ValueError."""
+    if isinstance(value, str):
+        return from_base64(value)
+    if isinstance(value, list) and value:
+        return pack(value)
+    raise ValueError("a vector must be a non-empty list of numbers or a base64 string")
+
+
+def shorten(raw: bytes, dimensions: int) -> bytes:
+    """The first `dimensions` values at unit length, as OpenAI's `dimensions` does.
+
+    Raises ValueError when the vector has fewer.
+    """
+    if dimensions * 4 > len(raw):
+        raise ValueError(f"the vector has {len(raw) // 4} dimensions, fewer than {dimensions}")
+    if dimensions * 4 == len(raw):
+        return raw
+    values = unpack(raw[: dimensions * 4])
+    norm = math.sqrt(math.fsum(value * value for value in values))
+    return pack([value / norm for value in values]) if norm else raw[: dimensions * 4]
+
+
+def _check_finite(values: array[float]) -> None:
+    # A sum is finite only if all its parts are, and costs a tenth of testing each.
+    if not math.isfinite(sum(values)):
+        raise ValueError("a vector has a value that is not a finite float32")

@@ -1,0 +1,1 @@
+"""The outside: HTTP to upstreams. Everything above sees only `HttpClient` and `HttpResponse`."""

@@ -1,0 +1,191 @@
+"""The values that travel through the house: keys, ladders, calls, usage. No behaviour beyond names.
+
+Words as in ARCHITECTURE.md: a *call* is a client's request, a *key* its credential, a *rung* one
+model on one backend, a *ladder* ordered rungs.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class Task(enum.StrEnum):
+    """What a ladder is for."""
+
+    CHAT = "chat"
+    EMBEDDINGS = "embeddings"
+
+
+class Policy(enum.StrEnum):
+    """How a ladder's rungs are ordered for a call."""
+
+    ORDER = "order"
+    CHEAPEST = "cheapest"
+    FASTEST = "fastest"
+    BEST = "best"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Nano-dollars a token (1 USD per million tokens is 1,000 nano-dollars a token)."""
+
+    input_nanousd: float
+    output_nanousd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a rung can do; None is unknown, and the unknown is tried."""
+
+    context: int | None = None
+    tools: bool | None = None
+    vision: bool | None = None
+    json_schema: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One model on one backend. `abilities` and `price` are what the configuration says."""
+
+    backend: str
+    model: str
+    abilities: Abilities = Abilities()
+    max_in_flight: int | None = None
+    price: Price | None = None
+    tiers: frozenset[str] = frozenset()
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.backend}/{self.model}")
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseLimits:
+    """A ladder's time limits, in seconds."""
+
+    connect_s: float = 5.0
+    first_token_s: float = 10.0
+    idle_s: float = 30.0
+    answer_s: float = 120.0
+    total_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Named, ordered rungs; clients send the name, or an alias, as `model`."""
+
+    name: str
+    task: Task
+    rungs: tuple[Rung, ...]
+    aliases: tuple[str, ...] = ()
+    policy: Policy = Policy.ORDER
+    limits: PhaseLimits = PhaseLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """A key's limits of size and concurrency; None is no limit of the key's own."""
+
+    concurrent: int | None = None
+    max_output_tokens: int | None = None
+    max_input_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A client's credential with its rights. `ladders` None: every ladder.
+
+    `token` and `bill_to` are this key's own for the Hugging Face backends; a token is a secret
+    and stays out of `repr`.
+    """
+
+    name: str
+    ladders: frozenset[str] | None = None
+    tier: str = ""
+    admin: bool = False
+    limits: KeyLimits = KeyLimits()
+    bill_to: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a call asks of a rung. `prompt_tokens_min` never overestimates (see `core/needs.py`)."""
+
+    prompt_tokens_min: int = 0
+    tools: bool = False
+    vision: bool = False
+    json_schema: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """A chat request after validation. `body` is the client's JSON and is never changed.
+
+    `wants_usage` is the client's own wish for a usage chunk; `clamped_to` the output tokens that
+    the key's limit left, when that is fewer than were asked for.
+    """
+
+    id: str
+    key: Key
+    ladder: Ladder
+    policy: Policy
+    body: Json
+    stream: bool
+    wants_usage: bool
+    needs: Needs
+    clamped_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedCall:
+    """An embeddings request after validation.
+
+    `inputs` has one entry for each input: a text, or a list of token ids. `extra` are fields that
+    Rungway has no opinion of and relays.
+    """
+
+    id: str
+    key: Key
+    ladder: Ladder
+    policy: Policy
+    inputs: list[str] | list[list[int]]
+    needs: Needs
+    dimensions: int | None = None
+    extra: Json = field(default_factory=dict)
+
+    @property
+    def is_tokens(self) -> bool:
+        return bool(self.inputs) and isinstance(self.inputs[0], list)
+
+
+Call = ChatCall | EmbedCall
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; `estimated` when the upstream did not report them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole chat answer: the bytes for the client, OpenAI-shaped, and what it used."""
+
+    body: bytes
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each input, in order, each as raw little-endian float32."""
+
+    vectors: list[bytes]
+    usage: Usage
