@@ -126,6 +126,7 @@ class UpstreamError(RouterError):
 
     `moves_on`: the next rung may be tried. `cool_s`: keep away from the rung for so long (None:
     no cool-down); `closes` says whether that holds for the `rung` or for its whole `backend`.
+    `upstream_status` is what the upstream answered, where it answered at all.
     """
 
     status = 502
@@ -134,6 +135,7 @@ class UpstreamError(RouterError):
     origin = "upstream"
     cause = "failed"
     moves_on = True
+    upstream_status: int | None = None
 
     def __init__(
         self,
@@ -244,7 +246,6 @@ class NoRungLeft(RouterFault):
 
     kind = "upstream_error"
     code = "no_rung_left"
-    should_retry = False
 
     def __init__(
         self,
@@ -260,6 +261,8 @@ class NoRungLeft(RouterFault):
         self.status = status
         self.kind = kind
         self.rungs = list(rungs)
+        # Room comes back, so a caller who waits as told may succeed; the rest was tried already.
+        self.should_retry = None if status == 429 else False
 
 
 class Draining(RouterFault):

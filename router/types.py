@@ -47,13 +47,16 @@ class Abilities:
     json_schema: bool | None = None
 
 
+UNKNOWN_ABILITIES = Abilities()
+
+
 @dataclass(frozen=True, slots=True)
 class Rung:
     """One model on one backend. `abilities` and `price` are what the configuration says."""
 
     backend: str
     model: str
-    abilities: Abilities = Abilities()
+    abilities: Abilities = UNKNOWN_ABILITIES
     max_in_flight: int | None = None
     price: Price | None = None
     tiers: frozenset[str] = frozenset()
@@ -76,7 +79,11 @@ class PhaseLimits:
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """Named, ordered rungs; clients send the name, or an alias, as `model`."""
+    """Named, ordered rungs; clients send the name, or an alias, as `model`.
+
+    `token_ids`: whose ids an embeddings call gives when it gives token ids, "cl100k_base" or the
+    "model"'s own.
+    """
 
     name: str
     task: Task
@@ -84,6 +91,7 @@ class Ladder:
     aliases: tuple[str, ...] = ()
     policy: Policy = Policy.ORDER
     limits: PhaseLimits = PhaseLimits()
+    token_ids: str = "cl100k_base"
 
 
 @dataclass(frozen=True, slots=True)

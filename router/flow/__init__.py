@@ -1,0 +1,1 @@
+"""The path of a call, and what watches it: async and thin, the decisions are `core`'s."""

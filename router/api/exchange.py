@@ -1,0 +1,116 @@
+"""One HTTP request on its way through: its id, its key, its body within the limits, its headers."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from router.api.service import Service, Shared
+from router.errors import BadRequest, SlowRequest, TooLarge
+from router.flow.observe import Record
+from router.types import Key
+
+_CLIENT_ID_CHARS_MAX = 128
+
+
+class RequestIds:
+    """Ids that are unique, cheap and say nothing: a random part a process, and a number."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._count = 0
+
+    def next(self) -> str:
+        self._count += 1
+        return f"req_{self._prefix}{self._count:08x}"
+
+
+class Exchange:
+    """A request, with what the handlers know about it as they go."""
+
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        route: str,
+        request_id: str,
+        service: Service,
+        shared: Shared,
+    ) -> None:
+        self.request = request
+        self.service = service
+        self.shared = shared
+        self.id = request_id
+        self.body_bytes = 0
+        self._clock: Callable[[], float] = shared.clock
+        self._arrived = self._clock()
+        self._cors = service.guard.cors(request.headers.get("Origin"))
+        self.record = Record(request_id, route)
+        client_id = request.headers.get("X-Client-Request-Id", "")
+        self.record.client_request_id = client_id[:_CLIENT_ID_CHARS_MAX]
+
+    def authenticate(self) -> Key:
+        """The caller's key. Raises Unauthenticated."""
+        key = self.service.guard.authenticate(self.request.headers.get("Authorization"))
+        self.record.key = key.name
+        return key
+
+    def elapsed_s(self) -> float:
+        return self._clock() - self._arrived
+
+    def headers(self) -> dict[str, str]:
+        """The headers of every answer to this request."""
+        return {
+            "x-request-id": self.id,
+            "openai-processing-ms": str(int(self.elapsed_s() * 1000)),
+            "x-rungway-cache": "bypass",
+            **self._cors,
+        }
+
+    async def read_json(self) -> Any:
+        """The body as JSON, within the limits of size and time. Raises CallerError."""
+        body = await self._read_body()
+        self.body_bytes = len(body)
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(
+                f"the request body is not JSON: {error}", code="invalid_json"
+            ) from error
+
+    async def _read_body(self) -> bytes:
+        limits = self.service.limits
+        content = self.request.content
+        length = self.request.content_length
+        if length is not None and length > limits.body_bytes_max:
+            raise self._too_large()
+        if content.is_eof() and length:
+            # The usual case: the whole body came with the head.
+            body: bytes = content.read_nowait()
+            if content.at_eof():
+                return body
+        else:
+            body = b""
+        parts, size = [body], len(body)
+        try:
+            async with asyncio.timeout(limits.body_s):
+                while chunk := await content.readany():
+                    size += len(chunk)
+                    if size > limits.body_bytes_max:
+                        raise self._too_large()
+                    parts.append(chunk)
+        except TimeoutError as error:
+            raise SlowRequest(
+                f"the request body did not arrive within {limits.body_s:g} s"
+            ) from error
+        except web.RequestPayloadError as error:
+            raise BadRequest(f"the request body cannot be read: {error}") from error
+        return b"".join(parts)
+
+    def _too_large(self) -> TooLarge:
+        mib = self.service.limits.body_bytes_max / (1 << 20)
+        return TooLarge(f"the request body is larger than {mib:g} MiB (server.max_body_mib)")

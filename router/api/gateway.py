@@ -1,0 +1,142 @@
+"""Every request comes here: guarded, sent to its route, its errors rendered, its line written.
+
+Routes are found in a table by the path without `/v1` and without a trailing slash, since clients
+and their users leave out either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from router.api import openai, ops
+from router.api.exchange import Exchange, RequestIds
+from router.api.metrics import RouterCollector
+from router.api.reply import error_reply
+from router.api.service import Service, Shared
+from router.errors import (
+    Draining,
+    Forbidden,
+    InternalFault,
+    MethodNotAllowed,
+    RouterError,
+    UnknownUrl,
+)
+from router.types import Key
+
+_log = logging.getLogger("rungway")
+
+Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
+_OPS = frozenset({"/health", "/ready", "/metrics"})
+
+
+class Gateway:
+    """The handler of the server. `service` may be replaced while requests are served."""
+
+    def __init__(self, service: Service, shared: Shared) -> None:
+        self.service = service
+        self.shared = shared
+        self._ids = RequestIds()
+        self._collector = RouterCollector(shared)
+        self._routes: dict[str, dict[str, Handler]] = {
+            "": {"GET": _sync(ops.front), "POST": openai.hugging_face_inputs},
+            "/chat/completions": {"POST": openai.chat_completions},
+            "/embeddings": {"POST": openai.create_embeddings},
+            "/models": {"GET": openai.list_models},
+            "/health": {"GET": _sync(ops.health)},
+            "/ready": {"GET": _sync(ops.ready)},
+            "/metrics": {"GET": self._metrics},
+            "/router/v1/explain": {"POST": ops.explain},
+            "/router/v1/status": {"GET": _sync(ops.status)},
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request. Only an unforeseen failure escapes as anything but an answer."""
+        path = _plain_path(request)
+        exchange = Exchange(request, path or "/", self._ids.next(), self.service, self.shared)
+        record = exchange.record
+        try:
+            return await self._answer(exchange, path)
+        except RouterError as error:
+            record.status = error.status
+            record.error = record.error or error.code or error.kind
+            reply = error_reply(error, exchange.headers())
+            if record.error in ("request_too_large", "request_timeout"):
+                # What is left of the body is not worth reading.
+                reply.force_close()
+            return reply
+        except ConnectionError:
+            record.error = record.error or "client_left"
+            raise
+        except asyncio.CancelledError:
+            record.error = record.error or "client_left"
+            raise
+        except Exception:
+            _log.exception("%s failed in a way nobody foresaw", exchange.id)
+            record.status, record.error = 500, "internal_error"
+            fault = InternalFault(f"Rungway failed; its log has the trace of {exchange.id}")
+            return error_reply(fault, exchange.headers())
+        finally:
+            if record.task or record.error:
+                record.total_s = exchange.elapsed_s()
+                self.shared.observer.record(record)
+
+    async def _answer(self, exchange: Exchange, path: str) -> web.StreamResponse:
+        request, guard = exchange.request, self.service.guard
+        origin = request.headers.get("Origin")
+        method = "GET" if request.method == "HEAD" else request.method
+        if method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            guard.check_browser(request.headers.get("Host"), None)
+            wanted = request.headers.get("Access-Control-Request-Headers")
+            return web.Response(status=204, headers=guard.preflight(origin, wanted))
+        guard.check_browser(request.headers.get("Host"), origin)
+        handler = self._find(method, path)
+        if path in _OPS:
+            if self.service.ops_need_key:
+                _require_admin(exchange.authenticate())
+        elif self.shared.is_draining:
+            raise Draining("Rungway is going down; ask again in a moment")
+        return await handler(exchange)
+
+    def _find(self, method: str, path: str) -> Handler:
+        methods = self._routes.get(path)
+        if methods is None:
+            if path.startswith("/models/"):
+                methods = {"GET": lambda exchange: openai.get_model(exchange, path[8:])}
+            else:
+                raise UnknownUrl(f"there is no {path or '/'} here; see /v1/models and the README")
+        handler = methods.get(method)
+        if handler is None:
+            allow = ", ".join(sorted(methods))
+            raise MethodNotAllowed(f"{path or '/'} takes {allow}, not {method}", allow=allow)
+        return handler
+
+    async def _metrics(self, exchange: Exchange) -> web.StreamResponse:
+        return ops.metrics(exchange, self._collector)
+
+
+def _plain_path(request: web.BaseRequest) -> str:
+    """The path as the routes are named: still encoded, without `/v1` and the trailing slash."""
+    path = request.raw_path
+    if path.startswith(("http://", "https://")):
+        # The absolute form that clients use towards a proxy.
+        path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
+    path = path.partition("?")[0].rstrip("/")
+    if path == "/v1" or path.startswith("/v1/"):
+        path = path[3:]
+    return path
+
+
+def _require_admin(key: Key) -> None:
+    if not key.admin:
+        raise Forbidden("this needs a key with admin = true")
+
+
+def _sync(handler: Callable[[Exchange], web.StreamResponse]) -> Handler:
+    async def call(exchange: Exchange) -> web.StreamResponse:
+        return handler(exchange)
+
+    return call

@@ -1,0 +1,84 @@
+"""Routes for operators: is it alive, can it answer, what does it count, why would it go where."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from router import __version__
+from router.api import openai
+from router.api.exchange import Exchange
+from router.api.metrics import RouterCollector, render
+from router.api.reply import json_reply
+from router.core import embed_request
+from router.core import ladder as ladders
+from router.errors import BadRequest
+from router.types import Call
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def front(exchange: Exchange) -> web.StreamResponse:
+    """GET /: what this is, for a person with a browser or curl."""
+    return json_reply(
+        {
+            "name": "rungway",
+            "version": __version__,
+            "openai_base": "/v1",
+            "see": ["/v1/models", "/health", "/ready", "/metrics"],
+        },
+        headers=exchange.headers(),
+    )
+
+
+def health(exchange: Exchange) -> web.StreamResponse:
+    """GET /health: the process lives."""
+    return json_reply({"status": "ok", "version": __version__}, headers=exchange.headers())
+
+
+def ready(exchange: Exchange) -> web.StreamResponse:
+    """GET /ready: some rung of every ladder can answer, and the daemon is not going down."""
+    shared = exchange.shared
+    ladders = {
+        name: shared.board.is_ready(ladder)
+        for name, ladder in exchange.service.names.ladders.items()
+    }
+    is_ready = all(ladders.values()) and not shared.is_draining
+    body = {"ready": is_ready, "draining": shared.is_draining, "ladders": ladders}
+    return json_reply(body, 200 if is_ready else 503, exchange.headers())
+
+
+def metrics(exchange: Exchange, collector: RouterCollector) -> web.StreamResponse:
+    """GET /metrics."""
+    collector.ladders = exchange.service.names.ladders
+    return web.Response(
+        body=render(collector), headers={**exchange.headers(), "Content-Type": _METRICS_TYPE}
+    )
+
+
+def status(exchange: Exchange) -> web.StreamResponse:
+    """GET /router/v1/status: the board as it is now."""
+    exchange.authenticate()
+    board = exchange.shared.board
+    found = {
+        name: {"rungs": board.snapshot(ladder.rungs)}
+        for name, ladder in exchange.service.names.ladders.items()
+    }
+    return json_reply({"ladders": found}, headers=exchange.headers())
+
+
+async def explain(exchange: Exchange) -> web.StreamResponse:
+    """POST /router/v1/explain: which rungs this request would try now, and why not the others."""
+    key = exchange.authenticate()
+    body = await exchange.read_json()
+    if not isinstance(body, dict):
+        raise BadRequest("the request body must be a JSON object", code="invalid_type")
+    call: Call
+    if "messages" in body:
+        call = openai.chat_call(exchange, key, body)
+    elif "inputs" in body:
+        wanted = embed_request.read_inputs(body)
+        call = openai.embed_call(exchange, key, body.get("model"), wanted)
+    else:
+        call = openai.embed_call(exchange, key, body.get("model"), embed_request.read(body))
+    steps = exchange.service.pipeline.plan(call)
+    return json_reply(ladders.explain(call.ladder.name, steps), headers=exchange.headers())

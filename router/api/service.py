@@ -1,0 +1,58 @@
+"""What the handlers need of one configuration; a reload puts another one in its place.
+
+Calls keep the service that they began with, so a reload never changes a call under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from router.api.guard import Guard
+from router.backends.base import Backend
+from router.core.chat_request import ImageRules
+from router.core.model_name import LadderNames
+from router.flow.board import Board
+from router.flow.ledger import Ledger
+from router.flow.observe import Observer
+from router.flow.pipeline import Pipeline
+from router.flow.tasks import Tasks
+
+# Turns the token ids of one input into its text; None where the tokenizer is not installed.
+DecodeTokens = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """The server's limits of size (bytes) and time (seconds)."""
+
+    body_bytes_max: int
+    body_s: float
+    keepalive_s: float
+    images: ImageRules
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One configuration, ready to serve."""
+
+    names: LadderNames
+    guard: Guard
+    pipeline: Pipeline
+    backends: Mapping[str, Backend]
+    limits: ServerLimits
+    ops_need_key: bool
+    decode_tokens: DecodeTokens | None
+    started_at: int
+
+
+@dataclass(slots=True)
+class Shared:
+    """What outlives a reload: the accounts, the board, the counters, the background tasks."""
+
+    board: Board
+    ledger: Ledger
+    observer: Observer
+    tasks: Tasks
+    clock: Callable[[], float]
+    is_draining: bool = False

@@ -1,0 +1,151 @@
+"""The client's side of a call: whole answers, or an event stream written as it comes.
+
+Writing waits while the client does not read. A stream that waits says so by comments, so that
+neither the client nor a proxy between takes it for dead; these may go out before any rung has
+answered, and then the headers cannot name one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+
+from router.api.reply import JSON_TYPE, error_frame
+from router.core.sse import comment
+from router.errors import RouterError
+from router.flow.sink import Provenance
+from router.flow.tasks import Tasks
+from router.types import Answer, Embeddings
+
+_STREAM_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+_KEEP_ALIVE = comment("keep-alive")
+
+
+class HttpSink:
+    """The answer to one HTTP request; `response` is what the handler returns in the end.
+
+    `headers` go on every answer. `render` writes embeddings in the form that the route owes.
+    """
+
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        headers: Callable[[], Mapping[str, str]],
+        *,
+        keepalive_s: float,
+        tasks: Tasks,
+        render: Callable[[Embeddings], bytes] | None = None,
+    ) -> None:
+        self._request = request
+        self._headers = headers
+        self._keepalive_s = keepalive_s
+        self._tasks = tasks
+        self._render = render
+        self._stream: web.StreamResponse | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self._wrote_at = 0.0
+        self._loop = asyncio.get_running_loop()
+        self.is_committed = False
+        self.is_started = False
+        self.response: web.StreamResponse | None = None
+
+    async def send_answer(self, answer: Answer, provenance: Provenance) -> None:
+        self._whole(answer.body, provenance)
+
+    async def send_embeddings(self, answer: Embeddings, provenance: Provenance) -> None:
+        assert self._render is not None
+        self._whole(self._render(answer), provenance)
+
+    def expect_stream(self) -> None:
+        """A stream will be the answer: from now on a client that waits gets comments."""
+        self._wrote_at = self._loop.time()
+        self._timer = self._loop.call_later(self._keepalive_s, self._look)
+
+    async def write(self, frames: bytes, provenance: Provenance) -> None:
+        self.is_committed = True
+        stream = self._stream or await self._start(provenance)
+        self._wrote_at = self._loop.time()
+        await stream.write(frames)
+
+    async def comment(self, frame: bytes) -> None:
+        if self.is_committed:
+            return
+        stream = self._stream or await self._start(None)
+        self._wrote_at = self._loop.time()
+        await stream.write(frame)
+
+    async def end(self) -> None:
+        assert self._stream is not None
+        self._rest()
+        await self._stream.write_eof()
+
+    async def fail(self, error: RouterError) -> None:
+        """One error event, flushed; then the connection closes without the last chunk."""
+        assert self._stream is not None
+        self._rest()
+        await self._stream.write(error_frame(error))
+        self._stream.force_close()
+        if self._request.transport is not None:
+            self._request.transport.close()
+
+    def close(self) -> None:
+        """The call is over, however it ended."""
+        self._rest()
+
+    def _whole(self, body: bytes, provenance: Provenance) -> None:
+        self.is_committed = True
+        self.response = web.Response(
+            body=body,
+            headers={**self._headers(), **provenance_headers(provenance)},
+            content_type=JSON_TYPE,
+        )
+
+    async def _start(self, provenance: Provenance | None) -> web.StreamResponse:
+        headers = {**_STREAM_HEADERS, **self._headers()}
+        if provenance is not None:
+            headers.update(provenance_headers(provenance))
+        stream = web.StreamResponse(headers=headers)
+        self._stream = self.response = stream
+        self.is_started = True
+        await stream.prepare(self._request)
+        return stream
+
+    def _look(self) -> None:
+        """Send a comment if nothing was written for long; then look again in time."""
+        waited_s = self._loop.time() - self._wrote_at
+        if waited_s >= self._keepalive_s:
+            waited_s = 0.0
+            if self._beating is None or self._beating.done():
+                self._beating = self._tasks.spawn(self._beat(), "keep-alive comment")
+        self._timer = self._loop.call_later(self._keepalive_s - waited_s, self._look)
+
+    async def _beat(self) -> None:
+        try:
+            stream = self._stream or await self._start(None)
+            self._wrote_at = self._loop.time()
+            await stream.write(_KEEP_ALIVE)
+        except ConnectionError:
+            # The client left; the call's own task is told by the server.
+            return
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
+
+
+def provenance_headers(provenance: Provenance) -> dict[str, str]:
+    headers = {"x-rungway-attempts": str(provenance.attempts)}
+    if provenance.rung is not None:
+        headers["x-rungway-rung"] = provenance.rung.name
+    if provenance.clamped_to is not None:
+        headers["x-rungway-clamped"] = str(provenance.clamped_to)
+    return headers

@@ -1,0 +1,184 @@
+"""Plans: which rungs a call may try, in order, and why each other one is left out. Pure.
+
+A plan is a function of the call, its ladder, the key and what the board shows at this moment; it
+decides nothing that an attempt could find out at no cost. `no_rung_left` turns a plan in which
+every rung was skipped or failed into the one answer that tells the caller what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from router.errors import NoRungLeft, RouterError, UpstreamError
+from router.types import UNKNOWN_ABILITIES, Abilities, Call, Json, Policy, Rung
+
+
+@dataclass(frozen=True, slots=True)
+class RungView:
+    """What the board shows of a rung now. `closed`: why it may not be tried, for `wait_s` more."""
+
+    learned: Abilities = UNKNOWN_ABILITIES
+    closed: str | None = None
+    closed_cause: str = "closed"
+    wait_s: float | None = None
+    in_flight: int = 0
+    first_token_s: float | None = None
+
+
+@dataclass(slots=True)
+class Step:
+    """One rung of a plan. `error` is what its attempt ended with, where it was tried and failed."""
+
+    rung: Rung
+    take: bool
+    reason: str
+    cause: str = ""
+    wait_s: float | None = None
+    error: UpstreamError | None = None
+
+
+_FRESH = RungView()
+
+
+def plan(
+    call: Call,
+    views: Mapping[str, RungView],
+    unable: Callable[[Call, Rung], str | None],
+) -> list[Step]:
+    """The steps for this call, those to take in the order to take them, with every reason.
+
+    `unable` asks the rung's backend whether its protocol can carry the call.
+    """
+    rungs = order(call.ladder.rungs, call.policy, views)
+    return [_step(call, rung, views.get(rung.name, _FRESH), unable) for rung in rungs]
+
+
+def order(rungs: Sequence[Rung], policy: Policy, views: Mapping[str, RungView]) -> Sequence[Rung]:
+    """The rungs by policy; what is not known sorts last, ties keep the ladder's order."""
+    if policy is Policy.BEST:
+        return rungs[::-1]
+    if policy is Policy.CHEAPEST:
+        return sorted(rungs, key=_price)
+    if policy is Policy.FASTEST:
+        return sorted(rungs, key=lambda rung: _speed(views.get(rung.name, _FRESH)))
+    return rungs
+
+
+def abilities(rung: Rung, learned: Abilities) -> Abilities:
+    """What the configuration says, completed by what the backend said of itself."""
+    own = rung.abilities
+    return Abilities(
+        context=own.context if own.context is not None else learned.context,
+        tools=own.tools if own.tools is not None else learned.tools,
+        vision=own.vision if own.vision is not None else learned.vision,
+        json_schema=own.json_schema if own.json_schema is not None else learned.json_schema,
+    )
+
+
+def explain(ladder: str, steps: Sequence[Step]) -> Json:
+    """The plan as people and `explain` see it."""
+    return {"ladder": ladder, "rungs": describe(steps)}
+
+
+def describe(steps: Sequence[Step]) -> list[Json]:
+    return [
+        {
+            "rung": step.rung.name,
+            "take": step.take,
+            "reason": step.error.message if step.error is not None else step.reason,
+        }
+        for step in steps
+    ]
+
+
+def no_rung_left(ladder: str, steps: Sequence[Step]) -> RouterError:
+    """The error for a call that no rung answered.
+
+    If every rung gives the same reason, that is the answer's: a prompt too long for all is 400
+    `context_length_exceeded`. Else room that comes back is 429 with the shortest wait, a time limit
+    504, and the rest 502.
+    """
+    causes = {_cause(step) for step in steps}
+    rungs = describe(steps)
+    words = "; ".join(f"{rung['rung']}: {rung['reason']}" for rung in rungs)
+    message = f"no rung of the ladder {ladder!r} can answer: {words}"
+    if causes <= {"prompt_too_long"}:
+        return NoRungLeft(
+            message,
+            status=400,
+            kind="invalid_request_error",
+            code="context_length_exceeded",
+            rungs=rungs,
+        )
+    if causes <= {"tools", "vision", "json_schema", "unable", "prompt_too_long"}:
+        return NoRungLeft(
+            message,
+            status=400,
+            kind="invalid_request_error",
+            code="unsupported_parameter",
+            rungs=rungs,
+        )
+    if "busy" in causes:
+        waits = [wait for step in steps if (wait := _wait(step)) is not None]
+        return NoRungLeft(
+            message,
+            status=429,
+            kind="rate_limit_error",
+            code="no_rung_left",
+            rungs=rungs,
+            retry_after_s=max(1.0, min(waits, default=1.0)),
+        )
+    if any(cause.startswith("timeout") for cause in causes):
+        return NoRungLeft(message, status=504, rungs=rungs)
+    return NoRungLeft(message, status=502, rungs=rungs)
+
+
+def _step(
+    call: Call, rung: Rung, view: RungView, unable: Callable[[Call, Rung], str | None]
+) -> Step:
+    needs = call.needs
+    able = abilities(rung, view.learned)
+    if rung.tiers and call.key.tier not in rung.tiers:
+        return Step(rung, False, f"only for the tiers {_list(rung.tiers)}", "tier")
+    if (reason := unable(call, rung)) is not None:
+        return Step(rung, False, reason, "unable")
+    if needs.tools and able.tools is False:
+        return Step(rung, False, "the model has no tools", "tools")
+    if needs.vision and able.vision is False:
+        return Step(rung, False, "the model takes no images", "vision")
+    if needs.json_schema and able.json_schema is False:
+        return Step(rung, False, "the model keeps to no JSON schema", "json_schema")
+    if able.context is not None and needs.prompt_tokens_min >= able.context:
+        reason = (
+            f"the prompt has at least {needs.prompt_tokens_min} tokens, the context {able.context}"
+        )
+        return Step(rung, False, reason, "prompt_too_long")
+    if view.closed is not None:
+        return Step(rung, False, view.closed, view.closed_cause, view.wait_s)
+    if rung.max_in_flight is not None and view.in_flight >= rung.max_in_flight:
+        reason = f"{view.in_flight} calls are in flight, its limit"
+        return Step(rung, False, reason, "busy")
+    return Step(rung, True, "may be tried")
+
+
+def _cause(step: Step) -> str:
+    return step.error.cause if step.error is not None else step.cause
+
+
+def _wait(step: Step) -> float | None:
+    return step.error.retry_after_s if step.error is not None else step.wait_s
+
+
+def _price(rung: Rung) -> tuple[bool, float]:
+    if rung.price is None:
+        return True, 0.0
+    return False, rung.price.input_nanousd + rung.price.output_nanousd
+
+
+def _speed(view: RungView) -> tuple[bool, float]:
+    return view.first_token_s is None, view.first_token_s or 0.0
+
+
+def _list(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names))

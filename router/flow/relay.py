@@ -1,0 +1,140 @@
+"""One attempt's answer to the client: withheld until it has content, then passed on as it comes.
+
+The commit is the first content, reasoning, tool or finish event; chunks with only a role wait for
+it. All events of one upstream read go out in one write. While the client does not read, nothing is
+read from upstream, and no time limit of the upstream's runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
+from router.core import sse
+from router.core.chunks import ChunkWatch
+from router.errors import UpstreamBroken, UpstreamError
+from router.flow.observe import Record
+from router.flow.patience import Patience
+from router.flow.sink import Provenance, Sink
+from router.types import Rung, Usage
+
+# A rough mean over languages, for answers whose usage no upstream reports.
+_CHARS_PER_TOKEN = 4
+
+
+async def answer(
+    backend: Backend, attempt: ChatAttempt, sink: Sink, record: Record, provenance: Provenance
+) -> None:
+    """A whole chat answer."""
+    async with Patience(attempt.rung.name) as patience:
+        patience.wait("answer", attempt.call.ladder.limits.answer_s)
+        whole = await backend.complete_chat(attempt)
+    record.usage = whole.usage
+    await sink.send_answer(whole, provenance)
+
+
+async def embeddings(
+    backend: Backend, attempt: EmbedAttempt, sink: Sink, record: Record, provenance: Provenance
+) -> None:
+    """A whole embeddings answer."""
+    async with Patience(attempt.rung.name) as patience:
+        patience.wait("answer", attempt.call.ladder.limits.answer_s)
+        vectors = await backend.embed(attempt)
+    record.usage = vectors.usage
+    await sink.send_embeddings(vectors, provenance)
+
+
+async def stream(
+    backend: Backend,
+    attempt: ChatAttempt,
+    sink: Sink,
+    record: Record,
+    provenance: Provenance,
+    since_start_s: Callable[[], float],
+) -> None:
+    """A streamed chat answer, to its end. Raises UpstreamError where it breaks."""
+    call, limits = attempt.call, attempt.call.ladder.limits
+    relay = _Relay(attempt.rung, call.id, call.wants_usage)
+    try:
+        async with Patience(attempt.rung.name) as patience:
+            patience.wait("first_token", limits.first_token_s)
+            opened = await backend.stream_chat(attempt)
+            try:
+                while not relay.is_done and (events := await opened.read()):
+                    frames = relay.take(events)
+                    if relay.comments:
+                        await sink.comment(relay.comments)
+                    if frames and (relay.error is None or sink.is_committed):
+                        if record.first_token_s is None:
+                            record.first_token_s = since_start_s()
+                        patience.pause()
+                        await sink.write(frames, provenance)
+                        patience.wait("idle", limits.idle_s)
+                    if relay.error is not None:
+                        raise relay.error
+            finally:
+                opened.close()
+        await sink.write(relay.finish(), provenance)
+        await sink.end()
+    finally:
+        record.usage = relay.usage(call.needs.prompt_tokens_min)
+
+
+class _Relay:
+    """What becomes of one stream's events: frames to send, withheld until there is content."""
+
+    def __init__(self, rung: Rung, call_id: str, wants_usage: bool) -> None:
+        self._rung = rung
+        self._watch = ChunkWatch(who=rung.name, call_id=call_id, wants_usage=wants_usage)
+        self._withheld: list[bytes] = []
+        self._has_content = False
+        self.is_done = False
+        self.comments = b""
+        self.error: UpstreamError | None = None
+
+    def take(self, events: list[Event]) -> bytes:
+        """The frames that may go out now.
+
+        `error` is set where one of the events is an error: the frames before it belong to a client
+        that has had content already, and to nobody where another rung may still be tried.
+        """
+        self.comments = b""
+        frames = self._withheld
+        for event in events:
+            if event.kind is EventKind.COMMENT:
+                self.comments += sse.comment(event.data.decode("utf-8", "replace"))
+            elif event.kind is EventKind.DONE:
+                self.is_done = True
+                break
+            else:
+                try:
+                    payload, commits = self._watch.see(event.data)
+                except UpstreamError as error:
+                    self.error = error
+                    break
+                self._has_content |= commits
+                if payload is not None:
+                    frames.append(sse.frame(payload))
+        if not self._has_content:
+            return b""
+        self._withheld = []
+        return b"".join(frames)
+
+    def finish(self) -> bytes:
+        """The last frames of a good end. Raises UpstreamBroken when the answer is not complete."""
+        watch = self._watch
+        if not watch.has_choices:
+            raise UpstreamBroken(f"{self._rung.name} ended its stream without an answer")
+        closing = watch.closing_payloads() if self.is_done else []
+        if not watch.is_complete:
+            raise UpstreamBroken(f"{self._rung.name} ended its stream before the answer was whole")
+        frames = [*self._withheld, *(sse.frame(payload) for payload in closing), sse.DONE_FRAME]
+        return b"".join(frames)
+
+    def usage(self, input_tokens_min: int) -> Usage | None:
+        """What the upstream reported, else an estimate of what was received, else nothing."""
+        watch = self._watch
+        if watch.usage is not None or not watch.content_chars:
+            return watch.usage
+        output_tokens = max(1, watch.content_chars // _CHARS_PER_TOKEN)
+        return Usage(input_tokens_min, output_tokens, estimated=True)

@@ -1,0 +1,48 @@
+"""Where a call's answer goes: the seam between the flow and the server that the client talks to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from router.errors import RouterError
+from router.types import Answer, Embeddings, Rung
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Whom an answer comes from, for the response headers; `rung` None: not known yet."""
+
+    rung: Rung | None
+    attempts: int
+    clamped_to: int | None = None
+
+
+class Sink(Protocol):
+    """One client's answer. Writing waits while the client does not read (backpressure)."""
+
+    is_committed: bool
+    """Content has gone out: no other rung may take over."""
+
+    is_started: bool
+    """Headers have gone out: an error can only be an event of the stream."""
+
+    async def send_answer(self, answer: Answer, provenance: Provenance) -> None: ...
+
+    async def send_embeddings(self, answer: Embeddings, provenance: Provenance) -> None: ...
+
+    async def write(self, frames: bytes, provenance: Provenance) -> None:
+        """Send SSE frames that carry content, with the headers before the first of them."""
+        ...
+
+    async def comment(self, frame: bytes) -> None:
+        """Send a comment while the caller waits; it commits nothing."""
+        ...
+
+    async def end(self) -> None:
+        """The stream ended well."""
+        ...
+
+    async def fail(self, error: RouterError) -> None:
+        """End a started stream by one error event and a closed connection."""
+        ...
