@@ -2,5 +2,7 @@
 
 from tests.backends.contract import Rig
 from tests.backends.rigs.openai import OpenAiRig
+from tests.backends.rigs.tei import TeiRig
+from tests.backends.rigs.tgi import TgiRig
 
-ALL: list[type[Rig]] = [OpenAiRig]
+ALL: list[type[Rig]] = [OpenAiRig, TgiRig, TeiRig]
