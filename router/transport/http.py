@@ -10,6 +10,7 @@ This is one of the two places that turn the world's failures into ours (`_failur
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from router.errors import ConnectFailed, UpstreamBroken, UpstreamError, Upstream
 _IDLE_CONNECTION_S = 4.0
 _HEADER_BYTES_MAX = 32 << 10
 _READ_BYTES = 64 << 10
+_WHOLE_BODY_BYTES_MAX = 1 << 20
 
 
 class HttpResponse:
@@ -111,7 +113,12 @@ class HttpClient:
             self._timeouts[connect_s] = timeout
         try:
             response = await self._session.request(
-                method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
+                method,
+                url,
+                headers=headers,
+                data=_payload(body),
+                timeout=timeout,
+                allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _failure(error, f"on {method} {_safe(url)}") from error
@@ -142,6 +149,11 @@ class HttpClient:
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """A large body in a form that aiohttp writes in pieces; it warns of one that holds the loop."""
+    return io.BytesIO(body) if body is not None and len(body) > _WHOLE_BODY_BYTES_MAX else body
 
 
 def _safe(url: str) -> str:
