@@ -44,7 +44,15 @@ _TOO_LONG_CODES = frozenset(
     {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 )
 _MODEL_CODES = frozenset({"model_not_supported", "model_not_found", "unsupported_model"})
+# Hugging Face's router has no code for it on its providers' own routes, only these words.
+_MODEL_WORDS = re.compile(r"\bmodel\b.* not supported by (?:any )?provider", re.IGNORECASE)
 _BUSY = re.compile(r"overloaded|too many requests|rate limit|server busy|queue is full", re.I)
+# TGI blames the request for these: a prompt that its model's template cannot put into words.
+_TEMPLATE = re.compile(r"^(?:Template error|Missing template va[rt]iable|Tool error):")
+# ...and for this one too, though it is the model that wrote a tool call which is none.
+_UNPARSED = "Failed to parse generated text"
+# TEI calls it a failure of its backend (424), but no second try will mend it.
+_WRONG_TASK = re.compile(r"model is not an? \w+ model", re.IGNORECASE)
 _HTML = re.compile(rb"^\s*<(?:!doctype|html)", re.IGNORECASE)
 
 # How long a rung that refuses our token, credit or model stays closed. The configuration has to
@@ -109,7 +117,9 @@ def complaint_of(body: bytes) -> Complaint:
 def refusal(who: str, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """The error for an answer that is not a success. `who` names the rung for people to read."""
     complaint = complaint_of(body)
-    return classify(who, status, complaint, retry_after(headers))
+    error = classify(who, status, complaint, retry_after(headers))
+    error.upstream_status = status
+    return error
 
 
 def classify(
@@ -127,11 +137,11 @@ def classify(
         return UpstreamBusy(message, retry_after_s=retry_after_s)
     if is_too_long(complaint):
         return PromptTooLong(f"{who}: {complaint.message}", param="messages")
-    if complaint.code in _MODEL_CODES or status in (404, 405, 410, 415):
+    if is_model_unknown(complaint) or status in (404, 405, 410, 415):
         return RungRefused(message, code="upstream_model", cool_s=_MODEL_COOL_S)
     if status == 413:
         return RungRefused(message, code="upstream_too_large")
-    if status in (408, 424) or status >= 500:
+    if status in (408, 424) or status >= 500 or _UNPARSED in complaint.message:
         if status == 503 and retry_after_s is not None:
             return UpstreamBusy(message, retry_after_s=retry_after_s)
         return UpstreamFailed(message, retry_after_s=retry_after_s)
@@ -148,14 +158,19 @@ def classify(
 
 def classify_in_stream(who: str, complaint: Complaint) -> UpstreamError:
     """What an error event inside a 200 stream means; it has words but no trustworthy status."""
+    complaint = complaint._replace(message=_shorten(complaint.message))
     message = f"{who} reported in its stream: {complaint.message}"
     if is_too_long(complaint):
         return PromptTooLong(f"{who}: {complaint.message}", param="messages")
     if complaint.kind in ("overloaded", "rate_limit_error") or _BUSY.search(complaint.message):
         return UpstreamBusy(message)
+    if _UNPARSED in complaint.message:
+        return UpstreamFailed(message)
     if complaint.kind == "validation" or "Input validation error" in complaint.message:
         return CallerMistake(f"{who}: {complaint.message}")
-    if complaint.code in _MODEL_CODES:
+    if _TEMPLATE.match(complaint.message):
+        return CallerMistake(f"{who}: {complaint.message}", param="messages")
+    if is_model_unknown(complaint):
         return RungRefused(message, code="upstream_model", cool_s=_MODEL_COOL_S)
     if complaint.kind == "invalid_request_error" or complaint.code == "400":
         return CallerMistake(f"{who}: {complaint.message}", param=complaint.param)
@@ -167,6 +182,15 @@ def is_too_long(complaint: Complaint) -> bool:
         complaint.code in _TOO_LONG_CODES
         or complaint.kind in _TOO_LONG_CODES
         or _TOO_LONG.search(complaint.message) is not None
+    )
+
+
+def is_model_unknown(complaint: Complaint) -> bool:
+    words = complaint.message[:_MESSAGE_CHARS_MAX]
+    return (
+        complaint.code in _MODEL_CODES
+        or _MODEL_WORDS.search(words) is not None
+        or _WRONG_TASK.search(words) is not None
     )
 
 
