@@ -15,9 +15,10 @@ from aiohttp import web
 from router.api import openai, ops
 from router.api.exchange import Exchange, RequestIds
 from router.api.metrics import RouterCollector
-from router.api.reply import error_reply
+from router.api.reply import error_reply, json_reply
 from router.api.service import Service, Shared
 from router.errors import (
+    BadRequest,
     Draining,
     Forbidden,
     InternalFault,
@@ -36,8 +37,9 @@ _OPS = frozenset({"/health", "/ready", "/metrics"})
 class Gateway:
     """The handler of the server. `service` may be replaced while requests are served."""
 
-    def __init__(self, service: Service, shared: Shared) -> None:
+    def __init__(self, service: Service, shared: Shared, reload: Callable[[], str | None]) -> None:
         self.service = service
+        self._reload = reload
         self.shared = shared
         self._ids = RequestIds()
         self._collector = RouterCollector(shared)
@@ -50,6 +52,7 @@ class Gateway:
             "/ready": {"GET": _sync(ops.ready)},
             "/metrics": {"GET": self._metrics},
             "/router/v1/explain": {"POST": ops.explain},
+            "/router/v1/reload": {"POST": self._reload_now},
             "/router/v1/status": {"GET": _sync(ops.status)},
         }
 
@@ -113,6 +116,13 @@ class Gateway:
             allow = ", ".join(sorted(methods))
             raise MethodNotAllowed(f"{path or '/'} takes {allow}, not {method}", allow=allow)
         return handler
+
+    async def _reload_now(self, exchange: Exchange) -> web.StreamResponse:
+        _require_admin(exchange.authenticate())
+        refused = self._reload()
+        if refused is not None:
+            raise BadRequest(refused, code="configuration_refused")
+        return json_reply({"reloaded": True}, headers=exchange.headers())
 
     async def _metrics(self, exchange: Exchange) -> web.StreamResponse:
         return ops.metrics(exchange, self._collector)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from aiohttp import web
 
 from router import __version__
-from router.api import openai
+from router.api.calls import any_call
 from router.api.exchange import Exchange
 from router.api.metrics import RouterCollector, render
 from router.api.reply import json_reply
-from router.core import embed_request
-from router.core import ladder as ladders
-from router.errors import BadRequest
-from router.types import Call
+from router.core import ladder as ladder_plans
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -69,16 +66,6 @@ def status(exchange: Exchange) -> web.StreamResponse:
 async def explain(exchange: Exchange) -> web.StreamResponse:
     """POST /router/v1/explain: which rungs this request would try now, and why not the others."""
     key = exchange.authenticate()
-    body = await exchange.read_json()
-    if not isinstance(body, dict):
-        raise BadRequest("the request body must be a JSON object", code="invalid_type")
-    call: Call
-    if "messages" in body:
-        call = openai.chat_call(exchange, key, body)
-    elif "inputs" in body:
-        wanted = embed_request.read_inputs(body)
-        call = openai.embed_call(exchange, key, body.get("model"), wanted)
-    else:
-        call = openai.embed_call(exchange, key, body.get("model"), embed_request.read(body))
+    call = any_call(exchange.service, exchange.id, key, await exchange.read_json())
     steps = exchange.service.pipeline.plan(call)
-    return json_reply(ladders.explain(call.ladder.name, steps), headers=exchange.headers())
+    return json_reply(ladder_plans.explain(call.ladder.name, steps), headers=exchange.headers())

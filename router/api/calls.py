@@ -1,0 +1,82 @@
+"""From a request's JSON to a call: which ladder, what it needs, within the key's limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from router.api.service import DecodeTokens, Service
+from router.core import chat_request, embed_request
+from router.core.embed_request import EmbedRequest
+from router.errors import BadRequest
+from router.types import Call, ChatCall, EmbedCall, Key, Task
+
+_TOKENS_HINT = (
+    "input holds token ids, which only mean something to the tokenizer that made them. "
+    "Send text instead: with LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False. "
+    "Or install rungway[tokens] to have OpenAI's cl100k_base ids turned back into text, or set "
+    'token_ids = "model" on the ladder if they are its model\'s own ids.'
+)
+
+
+def chat_call(service: Service, call_id: str, key: Key, body: Any) -> ChatCall:
+    """Raises CallerError."""
+    body = chat_request.read(body)
+    ladder, policy = service.names.choose(body.get("model"), key, Task.CHAT)
+    chat_request.check_images(body, service.limits.images)
+    body, clamped_to = chat_request.clamp(body, key.limits.max_output_tokens)
+    options = body.get("stream_options") or {}
+    return ChatCall(
+        id=call_id,
+        key=key,
+        ladder=ladder,
+        policy=policy,
+        body=body,
+        stream=body.get("stream") is True,
+        wants_usage=options.get("include_usage") is True,
+        needs=chat_request.needs_of(body),
+        clamped_to=clamped_to,
+    )
+
+
+def embed_call(
+    service: Service, call_id: str, key: Key, model: Any, wanted: EmbedRequest
+) -> EmbedCall:
+    """Raises CallerError."""
+    ladder, policy = service.names.choose(model, key, Task.EMBEDDINGS)
+    inputs = wanted.inputs
+    if isinstance(inputs[0], list) and ladder.token_ids != "model":
+        inputs = _decoded(service.decode_tokens, inputs)
+    return EmbedCall(
+        id=call_id,
+        key=key,
+        ladder=ladder,
+        policy=policy,
+        inputs=inputs,
+        needs=embed_request.needs_of(inputs),
+        dimensions=wanted.dimensions,
+        extra=wanted.extra,
+    )
+
+
+def any_call(service: Service, call_id: str, key: Key, body: Any) -> Call:
+    """The call that a request asks for, whichever route it is meant for. Raises CallerError."""
+    if not isinstance(body, dict):
+        raise BadRequest("the request body must be a JSON object", code="invalid_type")
+    if "messages" in body:
+        return chat_call(service, call_id, key, body)
+    read = embed_request.read_inputs if "inputs" in body else embed_request.read
+    return embed_call(service, call_id, key, body.get("model"), read(body))
+
+
+def _decoded(decode: DecodeTokens | None, inputs: list[Any]) -> list[str]:
+    if decode is None:
+        raise BadRequest(_TOKENS_HINT, code="invalid_value", param="input")
+    try:
+        texts = [decode(ids) for ids in inputs]
+    except ValueError as error:
+        raise BadRequest(
+            "input holds ids that cl100k_base does not have", code="invalid_value", param="input"
+        ) from error
+    if not all(texts):
+        raise BadRequest("input must not hold an empty text", code="invalid_value", param="input")
+    return texts

@@ -1,0 +1,165 @@
+"""The composition root: from a configuration to a service. Only here are concrete kinds named.
+
+A new kind of backend is one line in `_MAKERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from router.api.guard import Guard, is_loopback
+from router.api.service import DecodeTokens, ServerLimits, Service, Shared
+from router.backends.base import Backend
+from router.backends.gradio_space import GradioSpaceBackend
+from router.backends.inference_endpoint import InferenceEndpointBackend
+from router.backends.inference_providers import InferenceProvidersBackend
+from router.backends.openai import OpenAiBackend
+from router.backends.tei import TeiBackend
+from router.backends.tgi import TgiBackend
+from router.config import schema
+from router.config.model import Config
+from router.config.secrets import Credential
+from router.core.chat_request import ImageRules
+from router.core.model_name import LadderNames
+from router.flow.pipeline import Pipeline
+from router.hub.spaces import Spaces
+from router.transport.http import HttpClient
+from router.types import Key
+
+_HUB_URL = "https://huggingface.co"
+_OPEN_KEY = Key("open", admin=True)
+
+Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
+
+
+def make_service(
+    config: Config, shared: Shared, client: HttpClient, environ: Mapping[str, str]
+) -> Service:
+    """A service of this configuration. Raises SecretError when a token cannot be read."""
+    backends = {
+        name: make_backend(name, settings, client, environ)
+        for name, settings in config.backends.items()
+    }
+    server = config.server
+    pipeline = Pipeline(
+        backends,
+        shared.board,
+        shared.ledger,
+        shared.observer,
+        shared.clock,
+        server.max_answer_mib << 20,
+    )
+    images = ImageRules(
+        server.remote_images, server.max_image_mib << 20, frozenset(server.image_types)
+    )
+    return Service(
+        names=LadderNames(config.ladders, config.default_ladder),
+        guard=make_guard(config),
+        pipeline=pipeline,
+        backends=backends,
+        limits=ServerLimits(server.max_body_mib << 20, server.body_s, server.keepalive_s, images),
+        ops_need_key=not (is_loopback(server.host) or server.public_ops),
+        decode_tokens=token_decoder(),
+        started_at=int(time.time()),
+    )
+
+
+def make_guard(config: Config) -> Guard:
+    """Who may talk to this configuration."""
+    server = config.server
+    return Guard(
+        keys={digest: (digest, key) for digest, key in config.keys.items()},
+        open_key=_OPEN_KEY if server.auth == "open" else None,
+        checks_host=is_loopback(server.host) or bool(server.allowed_hosts),
+        hosts=frozenset(name.lower() for name in server.allowed_hosts),
+        origins=frozenset(server.cors_origins),
+    )
+
+
+def make_backend(
+    name: str, settings: schema.BackendConfig, client: HttpClient, environ: Mapping[str, str]
+) -> Backend:
+    return _MAKERS[type(settings)](name, settings, client, environ)
+
+
+def token_decoder() -> DecodeTokens | None:
+    """Turns cl100k_base ids back into text, where the extra `tokens` is installed."""
+    if importlib.util.find_spec("bpe_openai") is None:
+        return None
+    kept: list[Any] = []
+
+    def decode(ids: list[int]) -> str:
+        # Loaded at the first use: its table takes tens of megabytes, and most never need it.
+        if not kept:
+            kept.append(importlib.import_module("bpe_openai").get_encoding("cl100k_base"))
+        try:
+            return str(kept[0].decode(ids))
+        except (KeyError, OverflowError) as error:
+            raise ValueError("these are not all ids of cl100k_base") from error
+
+    return decode
+
+
+def _openai(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    return OpenAiBackend(name, settings.url, client, credential=Credential(settings.token))
+
+
+def _tgi(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    return TgiBackend(name, settings.url, client, credential=Credential(settings.token))
+
+
+def _tei(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    return TeiBackend(name, settings.url, client, credential=Credential(settings.token))
+
+
+def _providers(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    return InferenceProvidersBackend(
+        name,
+        url=settings.url,
+        hub_url=_hub_url(environ),
+        client=client,
+        credential=Credential(settings.token),
+        bill_to=settings.bill_to,
+    )
+
+
+def _endpoint(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    return InferenceEndpointBackend(
+        name,
+        endpoint=settings.endpoint,
+        url=settings.url,
+        management_url=settings.management_url,
+        client=client,
+        credential=Credential(settings.token),
+    )
+
+
+def _space(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    return GradioSpaceBackend(
+        name,
+        url=settings.url,
+        space=settings.space,
+        api_name=settings.api_name,
+        inputs=settings.inputs or None,
+        client=client,
+        credential=Credential(settings.token),
+        spaces=Spaces(client, _hub_url(environ)),
+    )
+
+
+def _hub_url(environ: Mapping[str, str]) -> str:
+    return environ.get("HF_ENDPOINT", "").strip().rstrip("/") or _HUB_URL
+
+
+_MAKERS: dict[type[Any], Maker] = {
+    schema.OpenAiBackend: _openai,
+    schema.TgiBackend: _tgi,
+    schema.TeiBackend: _tei,
+    schema.ProvidersBackend: _providers,
+    schema.EndpointBackend: _endpoint,
+    schema.SpaceBackend: _space,
+}

@@ -1,0 +1,108 @@
+"""`rungway`: reads the arguments and hands over. Exit codes: 0 done, 1 failed, 2 wrong use.
+
+The subcommands' modules are imported late, so that each starts as fast as it can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from router import __version__
+from router.errors import ConfigError
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with its code."""
+    options = parser().parse_args(arguments)
+    command = importlib.import_module(f"router.cli.{options.command}")
+    try:
+        code: int = command.run(options)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        code = WRONG_USE
+    except KeyboardInterrupt:
+        code = FAILED
+    except BrokenPipeError:
+        # The reader of our output has seen enough.
+        sys.stderr.close()
+        code = DONE
+    sys.exit(code)
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="rungway",
+        description="A local daemon that speaks the OpenAI API and answers from a model ladder.",
+    )
+    root.add_argument("--version", action="version", version=f"rungway {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the daemon")
+    _config_option(serve)
+    serve.add_argument("--host", help="address to listen on, instead of server.host")
+    serve.add_argument("--port", type=_port, help="port to listen on, instead of server.port")
+    serve.add_argument("--demo", action="store_true", help="serve a small model on this machine")
+
+    check = commands.add_parser("check", help="check a configuration without starting")
+    _config_option(check)
+    _json_option(check)
+
+    detect = commands.add_parser("detect", help="find model servers on this machine")
+    detect.add_argument(
+        "--port",
+        type=_port,
+        action="append",
+        default=[],
+        dest="ports",
+        help="look at this port as well (may be given again)",
+    )
+    _json_option(detect)
+
+    explain = commands.add_parser("explain", help="which rungs a request would try, and why")
+    explain.add_argument("file", nargs="?", default="-", help="the request's JSON; - is stdin")
+    explain.add_argument(
+        "--offline", action="store_true", help="from the configuration alone, not the daemon"
+    )
+    _config_option(explain)
+    _daemon_options(explain)
+    _json_option(explain)
+
+    status = commands.add_parser("status", help="the state of every rung")
+    _daemon_options(status)
+    _json_option(status)
+
+    reload = commands.add_parser("reload", help="have the daemon read its configuration again")
+    _daemon_options(reload)
+
+    keys = commands.add_parser("keys", help="make keys for clients")
+    verbs = keys.add_subparsers(dest="verb", required=True, metavar="VERB")
+    create = verbs.add_parser("create", help="print a new key and its block for the configuration")
+    create.add_argument("name", help="the key's name, for logs and budgets")
+    _json_option(create)
+    return root
+
+
+def _config_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", help="the configuration file, instead of the first found")
+
+
+def _json_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _daemon_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", help="the daemon, instead of $RUNGWAY_URL or 127.0.0.1:8484")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return port

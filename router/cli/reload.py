@@ -1,0 +1,19 @@
+"""`rungway reload`: have the running daemon read its configuration again; needs an admin key."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from router.cli.main import DONE, FAILED
+from router.cli.remote import DaemonRefused, DaemonUnreachable, ask
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        ask("POST", "/router/v1/reload", options.url)
+    except (DaemonRefused, DaemonUnreachable) as error:
+        print(f"rungway: {error}", file=sys.stderr)
+        return FAILED
+    print("reloaded")
+    return DONE

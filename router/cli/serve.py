@@ -1,0 +1,111 @@
+"""`rungway serve`: find the configuration, run the daemon, say where it listens."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from router.cli.main import DONE, FAILED, WRONG_USE
+from router.config.load import find, load, parse
+from router.config.model import Config
+from router.daemon import Daemon, StartError
+from router.demo import start as demo
+from router.types import Ladder, Task
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+    )
+    if options.demo and options.config:
+        print("--demo brings its own configuration: leave out --config", file=sys.stderr)
+        return WRONG_USE
+    try:
+        uvloop.run(_serve(options))
+    except (StartError, demo.DemoError) as error:
+        print(f"rungway: {error}", file=sys.stderr)
+        return FAILED
+    except asyncio.CancelledError:
+        return FAILED
+    return DONE
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    if options.demo:
+        _say("starting the demo's model on this machine …")
+        async with demo.running_models() as addresses:
+            text = demo.configuration(addresses, has_token=bool(os.environ.get("HF_TOKEN")))
+            config = parse(text, "the demo", os.environ)
+            await _run(_with_listener(config, options), None)
+        return
+    path = find(options.config, os.environ, Path.cwd())
+    if path is None:
+        _say("no configuration file: looking for model servers on this machine …")
+        from router.cli.detect import found_configuration  # noqa: PLC0415
+
+        config = parse(await found_configuration(), "what was found here", os.environ)
+        await _run(_with_listener(config, options), None)
+        return
+
+    def reread() -> Config:
+        return _with_listener(load(path, os.environ), options)
+
+    await _run(reread(), reread)
+
+
+async def _run(config: Config, reread: Callable[[], Config] | None) -> None:
+    for warning in config.warnings:
+        logging.getLogger("rungway").warning("%s", warning)
+    await Daemon(config, reread, lambda url: _announce(url, config)).run()
+
+
+def _with_listener(config: Config, options: argparse.Namespace) -> Config:
+    """The configuration with the command line's host and port. Raises StartError."""
+    changes = {
+        name: value
+        for name, value in (("host", options.host), ("port", options.port))
+        if value is not None
+    }
+    if not changes:
+        return config
+    server = msgspec.structs.replace(config.server, **changes)
+    return config.with_server(server)
+
+
+def _announce(url: str, config: Config) -> None:
+    """Where it listens, which ladders there are, and what to paste to try it."""
+    _say(f"Rungway listens on {url}")
+    for ladder in config.ladders.values():
+        rungs = " → ".join(rung.name for rung in ladder.rungs)
+        _say(f"  ladder {ladder.name} ({ladder.task.value}): {rungs}")
+    key = "" if config.server.auth == "open" else " -H 'Authorization: Bearer YOUR-KEY'"
+    chat = _first(config, Task.CHAT)
+    if chat is not None:
+        body = f'{{"model": "{chat.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+        _say("try it:")
+        _say(f"  curl {url}/v1/chat/completions{key} -d '{body}'")
+        _say("or from Python:")
+        _say("  from openai import OpenAI")
+        _say(
+            f'  client = OpenAI(base_url="{url}/v1", api_key="{"any" if not key else "YOUR-KEY"}")'
+        )
+        _say('  messages = [{"role": "user", "content": "Hello!"}]')
+        _say(f'  answer = client.chat.completions.create(model="{chat.name}", messages=messages)')
+        _say("  print(answer.choices[0].message.content)")
+
+
+def _first(config: Config, task: Task) -> Ladder | None:
+    return next((ladder for ladder in config.ladders.values() if ladder.task is task), None)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,43 @@
+"""Looks at every backend now and then, and tells the board. Never on the path of a call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from router.backends.base import Backend, Probe, State
+from router.errors import RouterError
+from router.flow.board import Board
+
+_log = logging.getLogger("rungway")
+_PROBE_LIMIT_S = 15.0
+
+
+async def probe_forever(backends: Iterable[Backend], board: Board, every_s: float) -> None:
+    """Probe all backends at once, again and again, until cancelled."""
+    backends = list(backends)
+    while True:
+        await probe_all(backends, board)
+        await asyncio.sleep(every_s)
+
+
+async def probe_all(backends: Iterable[Backend], board: Board) -> None:
+    await asyncio.gather(*(probe_one(backend, board) for backend in backends))
+
+
+async def probe_one(backend: Backend, board: Board) -> Probe:
+    try:
+        async with asyncio.timeout(_PROBE_LIMIT_S):
+            found = await backend.probe()
+    except TimeoutError:
+        found = Probe(State.DOWN, f"no answer to a probe within {_PROBE_LIMIT_S:g} s")
+    except RouterError as error:
+        found = Probe(State.DOWN, error.message)
+    if board.probed(backend.name, found):
+        _log.info("backend %s is %s%s", backend.name, found.state.value, _because(found))
+    return found
+
+
+def _because(found: Probe) -> str:
+    return f": {found.reason}" if found.reason else ""
