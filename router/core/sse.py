@@ -42,7 +42,7 @@ class SseParser:
 
     def __init__(self, event_bytes_max: int = 8 << 20) -> None:
         self._event_bytes_max = event_bytes_max
-        self._buffer = b""
+        self._buffer = bytearray()
         self._lines: list[bytes] = []
         self._size = 0
         self._event = b""
@@ -55,51 +55,64 @@ class SseParser:
             self._after_cr = False
             if chunk[:1] == b"\n":
                 chunk = chunk[1:]
-        data = self._buffer + chunk if self._buffer else chunk
         if not self._started:
+            data = bytes(self._buffer) + chunk
             if len(data) < len(_BOM) and _BOM.startswith(data):
-                self._buffer = data
+                self._buffer = bytearray(data)
                 return []
             self._started = True
-            data = data.removeprefix(_BOM)
+            self._buffer.clear()
+            chunk = data.removeprefix(_BOM)
+        if b"\n" not in chunk and b"\r" not in chunk:
+            # Only what is new was looked at, or one long line in pieces would cost its square.
+            self._buffer += chunk
+            self._check_size()
+            return []
+        data = bytes(self._buffer) + chunk if self._buffer else chunk
         if b"\r" in data:
             self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, self._buffer = data.split(b"\n")
+        *lines, rest = data.split(b"\n")
+        self._buffer = bytearray(rest)
         events: list[SseEvent] = []
         for line in lines:
             if line:
                 self._take(line)
             elif (event := self._dispatch()) is not None:
                 events.append(event)
-        if len(self._buffer) + self._size > self._event_bytes_max:
-            raise SseOverflow(f"an event is larger than {self._event_bytes_max} bytes")
+        self._check_size()
         return events
 
     def finish(self) -> list[SseEvent]:
         """The event that the end of the stream left without its blank line, if any."""
         if self._buffer:
-            self._take(self._buffer.removeprefix(_BOM))
-            self._buffer = b""
+            self._take(bytes(self._buffer))
+            self._buffer.clear()
         event = self._dispatch()
         return [] if event is None else [event]
+
+    def _check_size(self) -> None:
+        if len(self._buffer) + self._size > self._event_bytes_max:
+            raise SseOverflow(f"an event is larger than {self._event_bytes_max} bytes")
 
     def _take(self, line: bytes) -> None:
         if line.startswith(b"data:"):
             value = line[6:] if line[5:6] == b" " else line[5:]
             self._lines.append(value)
-            self._size += len(value)
+            self._size += len(value) + 1
         elif line == b"data":
             self._lines.append(b"")
+            self._size += 1
         elif line.startswith(b"event:"):
             self._event = line[6:].removeprefix(b" ")
 
     def _dispatch(self) -> SseEvent | None:
         lines, event = self._lines, self._event
-        if not lines:
-            self._event = b""
+        if lines:
+            self._lines, self._size = [], 0
+        self._event = b""
+        if not any(lines):
             return None
-        self._lines, self._event, self._size = [], b"", 0
         return SseEvent(event, lines[0] if len(lines) == 1 else b"\n".join(lines))
 
 
@@ -115,6 +128,7 @@ def frame(payload: bytes) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """A comment line, which every client ignores; `text` must not come from outside unescaped."""
-    flat = text.replace("\r", " ").replace("\n", " ")
+    """A comment line, which every client ignores; what `text` holds of line ends is taken out."""
+    # Some clients end a line wherever Unicode does.
+    flat = " ".join(text.splitlines())
     return b": " + flat.encode("utf-8", "replace") + b"\n\n"
