@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import orjson
 
-from router.core.chunks import FINISH_REASONS, KNOWN_FINISH, twin_reasoning, usage_in
+from router.core.chunks import known_finish, twin_reasoning, usage_in
 from router.core.refusal import classify_in_stream, complaint_in
 from router.errors import UpstreamBroken
 from router.types import Answer, Json, Usage
@@ -21,41 +21,37 @@ def check(body: bytes, *, who: str, call_id: str) -> Answer:
     except orjson.JSONDecodeError as error:
         raise UpstreamBroken(f"{who} answered with a body that is not JSON") from error
     choices = value.get("choices") if isinstance(value, dict) else None
-    if not isinstance(choices, list) or not choices:
+    if not isinstance(choices, list) or not choices or value.get("error"):
         complaint = complaint_in(value)
         if complaint is not None:
             raise classify_in_stream(who, complaint)
+    if not isinstance(choices, list) or not choices:
         raise UpstreamBroken(f"{who} answered with JSON that is not a chat completion")
     changed = False
     for position, choice in enumerate(choices):
-        if not isinstance(choice, dict):
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
             raise UpstreamBroken(f"{who} answered with a malformed choice")
-        changed |= _mend(choice, position)
+        changed |= _mend(choice, position, who)
     if not value.get("id"):
         value["id"] = call_id
         changed = True
     return Answer(orjson.dumps(value) if changed else body, usage_in(value.get("usage")))
 
 
-def _mend(choice: Json, position: int) -> bool:
+def _mend(choice: Json, position: int, who: str) -> bool:
     changed = False
     if type(choice.get("index")) is not int:
         choice["index"] = position
         changed = True
-    message = choice.get("message")
-    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    message = choice["message"]
     finish = choice.get("finish_reason")
-    wanted = FINISH_REASONS.get(finish, finish) if isinstance(finish, str) else finish
-    if wanted is not None and wanted not in KNOWN_FINISH:
-        wanted = "stop"
-    if wanted == "stop" and calls:
+    wanted = known_finish(finish, who)
+    if wanted == "stop" and message.get("tool_calls"):
         wanted = "tool_calls"
     if wanted != finish:
         choice["finish_reason"] = wanted
         changed = True
-    if isinstance(message, dict):
-        changed |= twin_reasoning(message)
-    return changed
+    return twin_reasoning(message) or changed
 
 
 def build(*, call_id: str, created: int, model: str, text: str, usage: Usage | None) -> bytes:

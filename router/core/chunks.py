@@ -13,12 +13,24 @@ from typing import Any, NamedTuple
 import orjson
 
 from router.core.refusal import classify_in_stream, complaint_in
-from router.errors import UpstreamBroken
+from router.errors import UpstreamBroken, UpstreamFailed
 from router.types import Json, Usage
 
-# TGI's own words, and those of old completion routes, for OpenAI's.
-FINISH_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "end_turn": "stop", "eos": "stop"}
+# TGI's own words, and those of old completion routes and of other gateways, for OpenAI's.
+FINISH_REASONS = {
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "end_turn": "stop",
+    "eos": "stop",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_use": "tool_calls",
+}
 KNOWN_FINISH = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+# The answer was not finished but given up (vLLM, SGLang, OpenRouter): never to look like a whole.
+_GIVEN_UP = frozenset({"abort", "error", "cancelled"})
+# As many as OpenAI's `n` allows.
+_CHOICES_MAX = 128
 
 
 class Seen(NamedTuple):
@@ -58,10 +70,11 @@ class ChunkWatch:
         except orjson.JSONDecodeError as error:
             raise UpstreamBroken(f"{self._who} sent an event that is not JSON") from error
         choices = chunk.get("choices") if isinstance(chunk, dict) else None
-        if type(choices) is not list:
+        if type(choices) is not list or chunk.get("error"):
             complaint = complaint_in(chunk)
             if complaint is not None:
                 raise classify_in_stream(self._who, complaint)
+        if type(choices) is not list:
             raise UpstreamBroken(f"{self._who} sent an event that is not a chat chunk")
         self.chunks += 1
         usage = chunk.get("usage")
@@ -95,6 +108,8 @@ class ChunkWatch:
     def _follow(self, choice: Json) -> bool:
         """Note what the choice brings; whether that is more than a role."""
         index: int = choice["index"]
+        if index not in self._finished and len(self._finished) == _CHOICES_MAX:
+            raise UpstreamBroken(f"{self._who} sent more than {_CHOICES_MAX} choices")
         finish = choice.get("finish_reason")
         self._finished[index] = bool(finish) or self._finished.get(index, False)
         delta = choice.get("delta")
@@ -116,9 +131,11 @@ class ChunkWatch:
             choice["index"] = 0
             changed = True
         finish = choice.get("finish_reason")
-        if finish is not None and finish not in KNOWN_FINISH:
-            choice["finish_reason"] = FINISH_REASONS.get(finish, "stop") if finish else None
-            changed = True
+        if finish is not None:
+            known = known_finish(finish, self._who)
+            if known != finish:
+                choice["finish_reason"] = known
+                changed = True
         delta = choice.get("delta")
         if type(delta) is not dict:
             return changed
@@ -130,6 +147,19 @@ class ChunkWatch:
                     call["index"] = position
                     changed = True
         return changed
+
+
+def known_finish(reason: Any, who: str) -> Any:
+    """OpenAI's word for a finish reason. Raises UpstreamFailed where the answer was given up."""
+    if not reason:
+        return None
+    if type(reason) is not str:
+        return "stop"
+    if reason in KNOWN_FINISH:
+        return reason
+    if reason in _GIVEN_UP:
+        raise UpstreamFailed(f"{who} gave the answer up (finish_reason {reason!r})")
+    return FINISH_REASONS.get(reason, "stop")
 
 
 def twin_reasoning(message: Json) -> bool:

@@ -92,6 +92,12 @@ def write_nested(answer: Embeddings) -> bytes:
     return orjson.dumps([vectors.unpack(raw) for raw in answer.vectors])
 
 
+def write_similarity(answer: Embeddings) -> bytes:
+    """The cosines of the first vector with each other, as `sentence_similarity` expects them."""
+    first, *others = [vectors.unpack(raw) for raw in answer.vectors]
+    return orjson.dumps([vectors.cosine(first, other) for other in others])
+
+
 def estimate_tokens(inputs: Sequence[str | list[int]]) -> int:
     """Tokens of inputs whose backend reports none: ids are counted, text at 4 bytes a token."""
     return sum(

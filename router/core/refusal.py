@@ -27,6 +27,8 @@ from router.errors import (
 )
 
 _MESSAGE_CHARS_MAX = 600
+# What asks for more than this many seconds (four months) asks for nothing sensible.
+_RETRY_AFTER_S_MAX = 1e7
 
 # How each backend says that the prompt does not fit; a later rung may have a larger context.
 _TOO_LONG = re.compile(
@@ -202,12 +204,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             seconds = float(text) / unit
         except ValueError:
             continue
-        return seconds if 0 <= seconds < 1e7 else None
+        return seconds if 0 <= seconds < _RETRY_AFTER_S_MAX else None
     try:
         until = parsedate_to_datetime(headers["retry-after"])
-        return max(0.0, (until - parsedate_to_datetime(headers["date"])).total_seconds())
-    except (KeyError, ValueError, TypeError):
+        seconds = (until - parsedate_to_datetime(headers["date"])).total_seconds()
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
+    return max(0.0, seconds) if seconds < _RETRY_AFTER_S_MAX else None
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,6 @@ OpenAI's base64 is the standard alphabet, padded, of little-endian IEEE-754 floa
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import sys
 from array import array
@@ -39,7 +38,7 @@ def from_base64(text: str) -> bytes:
     """Raises ValueError on a bad alphabet, padding or length."""
     try:
         raw = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError("a vector is not valid base64") from error
     if not raw or len(raw) % 4:
         raise ValueError("a base64 vector is not a whole number of float32 values")
@@ -75,6 +74,14 @@ def shorten(raw: bytes, dimensions: int) -> bytes:
     values = unpack(raw[: dimensions * 4])
     norm = math.sqrt(math.fsum(value * value for value in values))
     return pack([value / norm for value in values]) if norm else raw[: dimensions * 4]
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    """The cosine of the angle between two vectors; 0 where one of them is nought."""
+    norms = math.sqrt(math.fsum(value * value for value in one))
+    norms *= math.sqrt(math.fsum(value * value for value in other))
+    dot = math.fsum(a * b for a, b in zip(one, other, strict=True))
+    return max(-1.0, min(1.0, dot / norms)) if norms else 0.0
 
 
 def _check_finite(values: array[float]) -> None:
