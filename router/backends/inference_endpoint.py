@@ -153,6 +153,11 @@ class InferenceEndpointBackend:
     def is_waking(self) -> bool:
         return self._waking is not None and not self._waking.done()
 
+    async def wake_ended(self) -> None:
+        """Wait until a wake that is under way has ended, well or not."""
+        if self._waking is not None:
+            await asyncio.wait([self._waking])
+
     def unable(self, call: Call, rung: Rung) -> str | None:
         url, engine = self._known()
         if url is None or engine is None:

@@ -195,6 +195,7 @@ def _chat_body(attempt: ChatAttempt, *, stream: bool) -> Json:
 
 def spare_others(error: RungRefused, key: Key) -> None:
     """Let the refusal close nothing where it speaks of this key's own token or account."""
-    if (key.token or key.bill_to) and error.upstream_status in (401, 402, 403):
+    own = (401, 402, 403) if key.token else (402, 403) if key.bill_to else ()
+    if error.upstream_status in own:
         error.cool_s = None
         error.closes = "rung"

@@ -99,10 +99,11 @@ class EndpointsApi:
     def _read(self, value: Any) -> EndpointStatus:
         """Every field but the state may be missing."""
         status = value["status"]
+        state = _text(status["state"])
         replicas = status.get("readyReplica")
         route = value.get("healthRoute")
         return EndpointStatus(
-            state=_text(status["state"]),
+            state=state,
             url=self._usable(status.get("url")),
             engine=_engine(value.get("model")),
             message=_text(status.get("message") or "")[:_MESSAGE_CHARS_MAX],

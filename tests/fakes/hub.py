@@ -47,9 +47,13 @@ class FakeHub:
     answer: Handler
     catalogue: list[Any] = field(default_factory=list)
     mappings: dict[str, Any] = field(default_factory=dict)
+    answer_mappings: Handler | None = None
     catalogue_status: int = 200
     mapping_status: int = 200
     management_status: int = 200
+    # While this is set and not open, the management API hangs; `management_asked` says it does.
+    management_gate: asyncio.Event | None = None
+    management_asked: asyncio.Event = field(default_factory=asyncio.Event)
     state: str = "running"
     engine: str | None = "vLLM"
     ready_replicas: int = 1
@@ -57,12 +61,18 @@ class FakeHub:
     # What the endpoint's proxy answers while there is no replica; its body is not documented.
     asleep_status: int = 503
     asleep_body: bytes = b""
+    # A held request has come; the endpoint is ready when the test sets `woken`.
+    wake_came: asyncio.Event = field(default_factory=asyncio.Event)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
+    may_scale_up: bool = True
+    cuts_wakes: bool = False
 
     async def handle(self, request: Request, reply: Reply) -> None:
         path = request.path
         if path == "/v1/models":
             await reply.json({"object": "list", "data": self.catalogue}, self.catalogue_status)
+        elif path.startswith("/api/models/") and self.answer_mappings is not None:
+            await self.answer_mappings(request, reply)
         elif path.startswith("/api/models/"):
             await self._mapping(path.removeprefix("/api/models/"), reply)
         elif path.startswith("/v2/endpoint/"):
@@ -82,6 +92,9 @@ class FakeHub:
             await reply.json({"_id": "1", "id": hub_id, "inferenceProviderMapping": mapping})
 
     async def _management(self, request: Request, reply: Reply) -> None:
+        self.management_asked.set()
+        if self.management_gate is not None:
+            await self.management_gate.wait()
         if self.management_status != 200:
             await reply.json({"error": "no"}, self.management_status)
         elif request.path == f"{MANAGEMENT_PATH}/resume":
@@ -117,7 +130,10 @@ class FakeHub:
     async def _endpoint(self, request: Request, reply: Reply) -> None:
         if self.state == "running":
             await self.answer(request, reply)
-        elif "x-scale-up-timeout" in request.headers:
+        elif "x-scale-up-timeout" in request.headers and self.may_scale_up:
+            self.wake_came.set()
+            if self.cuts_wakes:
+                return reply.cut()
             await self.woken.wait()
             self.state = "running"
             await reply.whole(b"")
