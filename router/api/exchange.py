@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from router.api.reply import SERVER_NAME
 from router.api.service import Service, Shared
 from router.errors import BadRequest, SlowRequest, TooLarge
 from router.flow.observe import Record
@@ -68,6 +69,7 @@ class Exchange:
             "x-request-id": self.id,
             "openai-processing-ms": str(int(self.elapsed_s() * 1000)),
             "x-rungway-cache": "bypass",
+            "Server": SERVER_NAME,
             **self._cors,
         }
 

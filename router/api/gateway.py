@@ -94,7 +94,8 @@ class Gateway:
         if method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             guard.check_browser(request.headers.get("Host"), None)
             wanted = request.headers.get("Access-Control-Request-Headers")
-            return web.Response(status=204, headers=guard.preflight(origin, wanted))
+            allowed = guard.preflight(origin, wanted)
+            return web.Response(status=204, headers={**exchange.headers(), **allowed})
         guard.check_browser(request.headers.get("Host"), origin)
         handler = self._find(method, path)
         if path in _OPS:

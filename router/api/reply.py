@@ -18,6 +18,8 @@ from router.errors import MethodNotAllowed, NoRungLeft, RouterError
 from router.types import Json
 
 JSON_TYPE = "application/json"
+# In place of aiohttp's own, which tells versions.
+SERVER_NAME = "rungway"
 
 
 def json_reply(

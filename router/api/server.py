@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from router.api.reply import error_reply
+from router.api.reply import SERVER_NAME, error_reply
 from router.errors import BadRequest, InternalFault, RouterError
 
 _log = logging.getLogger("rungway")
@@ -61,7 +61,7 @@ class Connection(RequestHandler):
             error = BadRequest(f"this is no HTTP request that can be read: {message or exc}")
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun and cannot become an error")
-        reply = error_reply(error)
+        reply = error_reply(error, {"Server": SERVER_NAME})
         reply.force_close()
         return reply
 

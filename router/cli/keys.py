@@ -1,4 +1,4 @@
-"""`rungway keys create`: a new key, printed once, with the block that goes into the configuration."""
+"""`rungway keys create`: a new key, printed once, with its block for the configuration."""
 
 from __future__ import annotations
 

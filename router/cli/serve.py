@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from router.cli.main import DONE, FAILED, WRONG_USE
@@ -45,7 +44,7 @@ async def _serve(options: argparse.Namespace) -> None:
         async with demo.running_models() as addresses:
             text = demo.configuration(addresses, has_token=bool(os.environ.get("HF_TOKEN")))
             config = parse(text, "the demo", os.environ)
-            await _run(_with_listener(config, options), None)
+            await _run(config.with_address(options.host, options.port), None)
         return
     path = find(options.config, os.environ, Path.cwd())
     if path is None:
@@ -53,11 +52,11 @@ async def _serve(options: argparse.Namespace) -> None:
         from router.cli.detect import found_configuration  # noqa: PLC0415
 
         config = parse(await found_configuration(), "what was found here", os.environ)
-        await _run(_with_listener(config, options), None)
+        await _run(config.with_address(options.host, options.port), None)
         return
 
     def reread() -> Config:
-        return _with_listener(load(path, os.environ), options)
+        return load(path, os.environ).with_address(options.host, options.port)
 
     await _run(reread(), reread)
 
@@ -66,19 +65,6 @@ async def _run(config: Config, reread: Callable[[], Config] | None) -> None:
     for warning in config.warnings:
         logging.getLogger("rungway").warning("%s", warning)
     await Daemon(config, reread, lambda url: _announce(url, config)).run()
-
-
-def _with_listener(config: Config, options: argparse.Namespace) -> Config:
-    """The configuration with the command line's host and port. Raises StartError."""
-    changes = {
-        name: value
-        for name, value in (("host", options.host), ("port", options.port))
-        if value is not None
-    }
-    if not changes:
-        return config
-    server = msgspec.structs.replace(config.server, **changes)
-    return config.with_server(server)
 
 
 def _announce(url: str, config: Config) -> None:

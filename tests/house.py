@@ -1,0 +1,124 @@
+"""A whole Rungway in this process, on a real port, between fake upstreams and a client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+
+from router.api.gateway import Gateway
+from router.api.server import Server
+from router.api.service import Shared
+from router.app import make_service
+from router.config.load import parse
+from router.flow.board import Board
+from router.flow.ledger import Ledger
+from router.flow.observe import Observer
+from router.flow.tasks import Tasks
+from router.transport.http import HttpClient
+
+
+@dataclass
+class House:
+    """`lines` are the log lines of the calls so far."""
+
+    url: str
+    client: aiohttp.ClientSession
+    shared: Shared
+    gateway: Gateway
+    server: Server
+    lines: list[Any] = field(default_factory=list)
+
+    async def post(
+        self, path: str, body: Any, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, parsed body and lower-case headers of one POST; bytes go as they are."""
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        async with self.client.post(self.url + path, data=data, headers=headers) as answer:
+            raw = await answer.read()
+            found = {name.lower(): value for name, value in answer.headers.items()}
+            return answer.status, _parsed(raw), found
+
+    async def get(
+        self, path: str, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        async with self.client.get(self.url + path, headers=headers) as answer:
+            raw = await answer.read()
+            found = {name.lower(): value for name, value in answer.headers.items()}
+            return answer.status, _parsed(raw), found
+
+    async def idle(self) -> None:
+        """Wait until no call is in flight."""
+        async with asyncio.timeout(5):
+            while self.shared.observer.in_flight or len(self.lines) == 0:
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def open_house(config_text: str) -> AsyncIterator[House]:
+    """Serve this configuration. Raises ConfigError."""
+    lines: list[Any] = []
+    tasks = Tasks()
+    shared = Shared(
+        board=Board(time.monotonic),
+        ledger=Ledger(),
+        observer=Observer(lambda line: lines.append(orjson.loads(line)), time.time),
+        tasks=tasks,
+        clock=time.monotonic,
+    )
+    upstream = HttpClient()
+    config = parse(config_text, "test.toml", {})
+    service = make_service(config, shared, upstream, {})
+    gateway = Gateway(service, shared, lambda: None)
+    server = Server(
+        gateway.handle,
+        header_s=config.server.header_s,
+        keep_alive_s=config.server.keep_alive_s,
+        connections_max=config.server.max_connections,
+    )
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(server, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        async with aiohttp.ClientSession(auto_decompress=True) as client:
+            yield House(f"http://127.0.0.1:{port}", client, shared, gateway, server, lines)
+    finally:
+        listener.close()
+        await server.shutdown(1)
+        for backend in service.backends.values():
+            await backend.aclose()
+        await tasks.aclose()
+        await upstream.aclose()
+
+
+def ladder_of(*urls: str, server: str = "", ladder: str = "", keys: str = "") -> str:
+    """A configuration with a chat ladder `chat` and an embeddings ladder `embed` over servers.
+
+    The backends are `b0`, `b1`, …, all of kind openai with the model `org/m`.
+    """
+    backends = "".join(
+        f'[backends.b{i}]\nkind = "openai"\nurl = "{url}"\n' for i, url in enumerate(urls)
+    )
+    chat = "".join(
+        f'[[ladders.chat.rungs]]\nbackend = "b{i}"\nmodel = "org/m"\n' for i in range(len(urls))
+    )
+    embed = chat.replace("ladders.chat", "ladders.embed")
+    auth = "" if keys else 'auth = "open"\n'
+    return (
+        f"[server]\n{auth}{server}\n{backends}\n"
+        f'[ladders.chat]\naliases = ["gpt-4o-mini"]\n{ladder}\n{chat}\n'
+        f'[ladders.embed]\ntask = "embeddings"\n{embed}\n{keys}'
+    )
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return raw
