@@ -92,6 +92,7 @@ class Ladder:
     policy: Policy = Policy.ORDER
     limits: PhaseLimits = PhaseLimits()
     token_ids: str = "cl100k_base"
+    vector_space: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,356 @@
+"""What follows from several settings together, and the values that the house is handed.
+
+Each function reads one part of the file's values, reports what cannot be, and gives what can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from router.config import schema
+from router.config.addresses import is_loopback, is_private, url_fault
+from router.config.locate import Path, show
+from router.config.model import OPEN_NEEDS_LOOPBACK
+from router.config.reading import unknown
+from router.config.report import Report
+from router.config.schema import BackendConfig
+from router.config.secrets import SecretError, read_secret
+from router.types import (
+    Abilities,
+    Key,
+    KeyLimits,
+    Ladder,
+    PhaseLimits,
+    Policy,
+    Price,
+    Rung,
+    Task,
+)
+
+# A dollar for a million tokens is this many nano-dollars a token.
+_NANOUSD_PER_TOKEN = 1000.0
+_SERVES = {"tgi": {Task.CHAT}, "tei": {Task.EMBEDDINGS}}
+# Clients of Hugging Face send these for "whatever is served", which is the default ladder.
+_MEANS_DEFAULT = ("dummy", "tgi")
+_REORDERING = (":cheapest", ":fastest", ":best")
+
+
+def kind_of(backend: BackendConfig) -> str:
+    tag = backend.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag
+
+
+def check_server(server: schema.Server, report: Report) -> None:
+    if server.auth == "open" and not is_loopback(server.host):
+        report.problem(("server", "auth"), OPEN_NEEDS_LOOPBACK)
+    for place, origin in enumerate(server.cors_origins):
+        if (fault := _origin_fault(origin)) is not None:
+            report.problem(("server", "cors_origins", place), fault)
+
+
+def _origin_fault(origin: str) -> str | None:
+    if origin == "*":
+        return "lets every web page in; list the origins, such as https://app.example.org"
+    if (fault := url_fault(origin)) is not None:
+        return fault
+    url = urlsplit(origin)
+    if origin.lower() != origin or f"{url.scheme}://{url.netloc}" != origin:
+        return "is not an origin; write scheme, host and port alone: https://app.example.org"
+    return None
+
+
+def check_state(
+    state: schema.State, workers: int, environ: Mapping[str, str], report: Report
+) -> schema.State:
+    """The state with its default place filled in."""
+    path: Path = ("state", "url")
+    if not state.url:
+        return schema.State(url=f"sqlite://{_state_folder(environ)}/state.db")
+    url, _, rest = state.url.partition("://")
+    if state.url == "memory://":
+        if workers > 1:
+            report.problem(
+                path, f"memory:// is for one process, and [server] workers is {workers}; use sqlite"
+            )
+    elif url == "sqlite":
+        if not rest.startswith("/") or rest.endswith("/"):
+            report.problem(path, "needs an absolute path to a file: sqlite:///var/lib/x/state.db")
+    elif url in ("valkey", "valkeys", "redis", "rediss"):
+        host = urlsplit(state.url).netloc
+        if not host or "@" in host:
+            report.problem(path, "needs a host and no password in it: valkey://host:6379/0")
+    else:
+        report.problem(path, "must be sqlite:///path, valkey://host:6379/0 or memory://")
+    return state
+
+
+def _state_folder(environ: Mapping[str, str]) -> str:
+    # systemd gives several directories separated by colons; the first is ours.
+    given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return given
+    home = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME', '/var/lib')}/.local/state"
+    return f"{home}/rungway"
+
+
+def check_backend(
+    name: str, backend: BackendConfig, environ: Mapping[str, str], report: Report
+) -> None:
+    path: Path = ("backends", name)
+    urls = [(setting, getattr(backend, setting, None)) for setting in ("url", "management_url")]
+    sound = True
+    for setting, url in urls:
+        if url is not None and (fault := url_fault(url)) is not None:
+            report.problem((*path, setting), fault)
+            sound = False
+    check_token(backend.token, (*path, "token"), environ, report)
+    if sound and backend.token is not None and backend.url is not None:
+        _warn_of_plain_token(backend.url, path, report)
+    if isinstance(backend, schema.EndpointBackend):
+        _check_endpoint(backend, path, report)
+    elif isinstance(backend, schema.SpaceBackend):
+        if (backend.space is None) == (backend.url is None):
+            report.problem(path, 'needs one of space = "owner/name" and url, and not both')
+    elif isinstance(backend, schema.ProvidersBackend) and backend.token is None:
+        report.warning(
+            path, 'has no token, and Inference Providers needs one; add token = "env:HF_TOKEN"'
+        )
+
+
+def _check_endpoint(backend: schema.EndpointBackend, path: Path, report: Report) -> None:
+    if backend.endpoint is None and backend.url is None:
+        report.problem(path, 'needs endpoint = "namespace/name", or url')
+    if backend.endpoint is not None and backend.token is None:
+        report.problem(
+            path, 'needs a token to look its endpoint up; add token = "env:HF_TOKEN", or give url'
+        )
+
+
+def _warn_of_plain_token(url: str, path: Path, report: Report) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_private(parts.hostname or ""):
+        report.warning((*path, "url"), "sends the token unencrypted; use https://")
+
+
+def check_token(
+    reference: str | None, path: Path, environ: Mapping[str, str], report: Report
+) -> str | None:
+    """The token behind a reference; what is wrong is reported without the reference's text."""
+    if reference is None:
+        return None
+    try:
+        return read_secret(reference, environ)
+    except SecretError as error:
+        report.problem(path, str(error))
+        return None
+
+
+def ladder(
+    name: str,
+    raw: schema.Ladder,
+    backends: Mapping[str, BackendConfig | None],
+    report: Report,
+) -> Ladder:
+    """`backends` has None for one whose own faults are reported already."""
+    path: Path = ("ladders", name)
+    task = Task(raw.task)
+    rungs: list[Rung] = []
+    for place, rung in enumerate(raw.rungs):
+        _check_rung(rung, task, backends, (*path, "rungs", place), report)
+        value = _rung(rung)
+        if any(value.name == earlier.name for earlier in rungs):
+            report.problem(
+                (*path, "rungs", place), f"{value.name} is a rung of this ladder already; remove it"
+            )
+        rungs.append(value)
+    if len(set(raw.aliases)) < len(raw.aliases):
+        report.problem((*path, "aliases"), "names an alias twice; remove one")
+    return Ladder(
+        name=name,
+        task=task,
+        rungs=tuple(rungs),
+        aliases=raw.aliases,
+        policy=Policy(raw.policy),
+        limits=PhaseLimits(
+            connect_s=raw.connect_s,
+            first_token_s=raw.first_token_s,
+            idle_s=raw.idle_s,
+            answer_s=raw.answer_s,
+            total_s=raw.total_s,
+        ),
+        vector_space=_vector_space(raw, task, backends, path, report),
+        token_ids=raw.token_ids,
+    )
+
+
+def _check_rung(
+    rung: schema.Rung,
+    task: Task,
+    backends: Mapping[str, BackendConfig | None],
+    path: Path,
+    report: Report,
+) -> None:
+    if rung.backend not in backends:
+        report.problem((*path, "backend"), unknown("backend", rung.backend, backends))
+    backend = backends.get(rung.backend)
+    if backend is not None and task not in _SERVES.get(kind_of(backend), {task}):
+        report.problem(
+            (*path, "backend"),
+            f'"{rung.backend}" is of kind {kind_of(backend)}, which does not serve {task.value}; '
+            f"use another backend, or another ladder",
+        )
+    price = rung.usd_per_mtok
+    if price is not None and price.output is None and task is Task.CHAT:
+        report.problem(
+            (*path, "usd_per_mtok"), "`output` is missing; a chat answer is paid by its output too"
+        )
+
+
+def _rung(rung: schema.Rung) -> Rung:
+    price = rung.usd_per_mtok
+    return Rung(
+        backend=rung.backend,
+        model=rung.model,
+        abilities=Abilities(
+            context=rung.context,
+            tools=rung.tools,
+            vision=rung.vision,
+            json_schema=rung.json_schema,
+        ),
+        max_in_flight=rung.max_in_flight,
+        price=None
+        if price is None
+        else Price(price.input * _NANOUSD_PER_TOKEN, (price.output or 0.0) * _NANOUSD_PER_TOKEN),
+        tiers=frozenset(rung.tiers),
+    )
+
+
+def _vector_space(
+    raw: schema.Ladder,
+    task: Task,
+    backends: Mapping[str, BackendConfig | None],
+    path: Path,
+    report: Report,
+) -> str:
+    """Vectors of different models cannot be compared, so a ladder never mixes them."""
+    if task is not Task.EMBEDDINGS:
+        if raw.vector_space is not None:
+            report.problem((*path, "vector_space"), "belongs to embeddings ladders; remove it")
+        return ""
+    if raw.vector_space is not None:
+        return raw.vector_space
+    first = ""
+    for place, rung in enumerate(raw.rungs):
+        space = model_without_suffix(rung.model, backends.get(rung.backend))
+        first = first or space
+        if space != first:
+            report.problem(
+                (*path, "rungs", place, "model"),
+                f'"{space}" is another model than "{first}" of the first rung, and vectors of '
+                "different models must not mix; if they are one model under two names, say so "
+                f'with vector_space = "{first}" below [{show(path)}]',
+            )
+    return first
+
+
+def model_without_suffix(model: str, backend: BackendConfig | None) -> str:
+    """A provider's suffix (`:cheapest`, `:groq`) is no part of the model; others have colons too,
+    as in the tags of Ollama."""
+    is_suffixed = isinstance(backend, schema.ProvidersBackend)
+    return model.partition(":")[0] if is_suffixed else model
+
+
+def check_ladder_names(
+    made: Mapping[str, Ladder], ladders: Mapping[str, object], default_ladder: str, report: Report
+) -> None:
+    """`ladders` has the names of those too that could not be made, so that none seems missing."""
+    owner: dict[str, str] = {}
+    for name, value in made.items():
+        for place, alias in enumerate(value.aliases):
+            path: Path = ("ladders", name, "aliases", place)
+            if alias in ladders:
+                report.problem(path, f'"{alias}" is the name of a ladder; choose another alias')
+            elif owner.setdefault(alias, name) != name:
+                report.problem(
+                    path, f'"{alias}" is an alias of the ladder "{owner[alias]}" already; remove it'
+                )
+            _warn_of_name(alias, path, ladders, report)
+        _warn_of_name(name, ("ladders", name), ladders, report)
+    if default_ladder and default_ladder not in ladders:
+        text = unknown("ladder", default_ladder, ladders)
+        if default_ladder in owner:
+            text = f'is an alias; write the name of its ladder, "{owner[default_ladder]}"'
+        report.problem(("server", "default_ladder"), text)
+
+
+def _warn_of_name(name: str, path: Path, ladders: Mapping[str, object], report: Report) -> None:
+    if name in _MEANS_DEFAULT or name.startswith(("http://", "https://")):
+        report.warning(
+            path,
+            f'clients that send "{name}" for "whatever is served" now get this ladder, '
+            "and not the default one",
+        )
+    for suffix in _REORDERING:
+        base = name.removesuffix(suffix)
+        if base != name and base in ladders:
+            report.warning(path, f'hides the reordered ladder "{base}" of that name')
+
+
+def key(
+    name: str,
+    raw: schema.Key,
+    ladders: Mapping[str, object],
+    environ: Mapping[str, str],
+    report: Report,
+) -> Key:
+    path: Path = ("keys", name)
+    for place, one in enumerate(raw.ladders):
+        if one != "*" and one not in ladders:
+            report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
+    if not raw.ladders:
+        report.warning((*path, "ladders"), 'is empty, so the key may call nothing; "*" is all')
+    token = check_token(raw.token, (*path, "token"), environ, report)
+    limits = raw.limits
+    return Key(
+        name=name,
+        ladders=None if "*" in raw.ladders else frozenset(raw.ladders),
+        tier=raw.tier,
+        admin=raw.admin,
+        limits=KeyLimits(
+            concurrent=limits.concurrent,
+            max_output_tokens=limits.max_output_tokens,
+            max_input_bytes=None if limits.max_input_kib is None else limits.max_input_kib << 10,
+        ),
+        bill_to=raw.bill_to,
+        token=token,
+    )
+
+
+def warn_of_nothing(
+    server: schema.Server, ladders: Mapping[str, object], keys: Mapping[str, object], report: Report
+) -> None:
+    if server.auth == "keys" and not keys:
+        report.warning(
+            ("server", "auth"),
+            'is "keys" and there are no [keys.NAME] tables, so nobody may call; '
+            "`rungway keys create` makes one",
+        )
+    if not ladders:
+        report.warning(
+            (), "there are no ladders, so nothing can be answered; `rungway detect` prints some"
+        )
+
+
+def check_digests(keys: Mapping[str, schema.Key | None], report: Report) -> None:
+    first: dict[str, str] = {}
+    for name, raw in keys.items():
+        if raw is None:
+            continue
+        other = first.setdefault(raw.sha256, name)
+        if other != name:
+            report.problem(
+                ("keys", name, "sha256"),
+                f'is that of the key "{other}" too; make another key with `rungway keys create`',
+            )

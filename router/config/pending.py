@@ -1,0 +1,53 @@
+"""Settings that are read and checked but have no effect in this version, each with why.
+
+The one such list: a line goes when its setting comes alive. Nobody may believe that a budget holds
+which does not, so the daemon says these at its start and `rungway check` prints them. The pattern
+is a setting's path, with `*` for any one part of it.
+"""
+
+from __future__ import annotations
+
+from router.config.locate import Path
+
+_BUDGETS = "budgets are not enforced by this version: calls are not refused for it"
+_RATES = "rates are not enforced by this version: calls are not refused for it"
+_CACHE = "this version keeps no cache: every call goes upstream"
+_QUEUE = "this version has no queue: a full rung is passed over at once"
+_HEDGE = "this version does not hedge: one rung is tried at a time"
+
+PENDING: dict[str, str] = {
+    "server.workers": "this version runs in one process",
+    "state.url": "this version keeps no state: nothing is written there",
+    "cache.memory_mib": _CACHE,
+    "cache.ttl_s": _CACHE,
+    "cache.scope": _CACHE,
+    "cache.chat": _CACHE,
+    "backends.*.usd_per_hour": "this version does not weigh an endpoint's price by the hour",
+    "ladders.*.queue_max": _QUEUE,
+    "ladders.*.queue_s": _QUEUE,
+    "ladders.*.rescue": "this version ends a stream that breaks; it does not continue it",
+    "ladders.*.commit": "this version commits to a rung with its first content",
+    "ladders.*.escalate_on": "this version does not judge answers: a finished one is taken",
+    "ladders.*.hedge_after_s": _HEDGE,
+    "ladders.*.hedge_max_share": _HEDGE,
+    "keys.*.priority": _QUEUE,
+    "keys.*.allow_unpriced": _BUDGETS,
+    "keys.*.on_disconnect": "this version cancels the upstream when a client leaves",
+    "keys.*.limits.usd_per_day": _BUDGETS,
+    "keys.*.limits.usd_per_month": _BUDGETS,
+    "keys.*.limits.tokens_per_minute": _RATES,
+    "keys.*.limits.tokens_per_day": _BUDGETS,
+    "keys.*.limits.requests_per_minute": _RATES,
+}
+
+_PATTERNS = {tuple(pattern.split(".")): why for pattern, why in PENDING.items()}
+
+
+def why_pending(path: Path) -> str | None:
+    """Why the setting at a path has no effect yet, or None when it has one."""
+    for pattern, why in _PATTERNS.items():
+        if len(pattern) == len(path) and all(
+            want in ("*", part) for want, part in zip(pattern, path, strict=True)
+        ):
+            return why
+    return None
