@@ -21,6 +21,8 @@ ADAPTER_PREFIX = "adapter:"
 
 _STOP_MAX = 4
 _TOP_LOGPROBS_MAX = 5
+# Tool calls of one answer that are followed; those beyond pass as they are.
+_CALLS_MAX = 1024
 _NO_SCHEMA: Json = {"type": "object"}
 # These would change what is answered, and TGI reads none of them.
 _IGNORED = ("functions", "function_call", "logit_bias", "audio", "web_search_options")
@@ -176,7 +178,8 @@ class ChunkMender:
             function.pop("name", None)
         seen = (index, place)
         if seen not in self._calls:
-            self._calls[seen] = call.get("id")
+            if len(self._calls) < _CALLS_MAX:
+                self._calls[seen] = call.get("id")
         elif self._calls[seen] == call.get("id"):
             call.pop("id", None)
             call.pop("type", None)

@@ -373,6 +373,24 @@ class TestChunks:
         found = mended(chunk({"tool_calls": [fragment("{}", "f")]}), chunk({"tool_calls": [other]}))
         assert found[1]["choices"][0]["delta"]["tool_calls"] == [other]
 
+    def test_another_id_at_the_same_place_is_kept(self) -> None:
+        found = mended(
+            chunk({"tool_calls": [fragment("{}", "f")]}),
+            chunk({"tool_calls": [fragment("{}", "g", id="1")]}),
+        )
+        assert found[1]["choices"][0]["delta"]["tool_calls"] == [fragment("{}", "g", id="1")]
+
+    def test_a_call_without_an_index_gets_its_position(self) -> None:
+        calls = [{"id": "0"}, {"id": "1"}]
+        (found,) = mended(chunk({"tool_calls": calls}))
+        assert [c["index"] for c in found["choices"][0]["delta"]["tool_calls"]] == [0, 1]
+
+    def test_only_so_many_calls_are_followed(self) -> None:
+        calls = [{"index": i, "id": str(i)} for i in range(1025)]
+        found = mended(chunk({"tool_calls": calls}), chunk({"tool_calls": calls}))
+        again = found[1]["choices"][0]["delta"]["tool_calls"]
+        assert [call["index"] for call in again if "id" in call] == [1024]
+
     @pytest.mark.parametrize(
         "payload",
         [
