@@ -171,6 +171,7 @@ class Daemon:
         self._shared.is_draining = True
         listener.close()
         _log.info("draining: %d calls in flight", self._shared.observer.in_flight)
+        server.pre_shutdown()  # connections without a call go at once
         await server.shutdown(limit_s)
 
 

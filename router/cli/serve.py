@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from router.cli.main import DONE, FAILED, WRONG_USE
@@ -44,7 +45,7 @@ async def _serve(options: argparse.Namespace) -> None:
         async with demo.running_models() as addresses:
             text = demo.configuration(addresses, has_token=bool(os.environ.get("HF_TOKEN")))
             config = parse(text, "the demo", os.environ)
-            await _run(config.with_address(options.host, options.port), None)
+            await _run(_as_told(config, options), None)
         return
     path = find(options.config, os.environ, Path.cwd())
     if path is None:
@@ -52,11 +53,11 @@ async def _serve(options: argparse.Namespace) -> None:
         from router.cli.detect import found_configuration  # noqa: PLC0415
 
         config = parse(await found_configuration(), "what was found here", os.environ)
-        await _run(config.with_address(options.host, options.port), None)
+        await _run(_as_told(config, options), None)
         return
 
     def reread() -> Config:
-        return load(path, os.environ).with_address(options.host, options.port)
+        return _as_told(load(path, os.environ), options)
 
     await _run(reread(), reread)
 
@@ -65,6 +66,15 @@ async def _run(config: Config, reread: Callable[[], Config] | None) -> None:
     for warning in config.warnings:
         logging.getLogger("rungway").warning("%s", warning)
     await Daemon(config, reread, lambda url: _announce(url, config)).run()
+
+
+def _as_told(config: Config, options: argparse.Namespace) -> Config:
+    """The configuration with the command line's host and port. Raises ConfigError."""
+    told = {"host": options.host, "port": options.port}
+    changes = {name: value for name, value in told.items() if value is not None}
+    if not changes:
+        return config
+    return config.with_server(msgspec.structs.replace(config.server, **changes))
 
 
 def _announce(url: str, config: Config) -> None:
