@@ -69,7 +69,8 @@ def test_parameters_are_told_from_what_is_relayed() -> None:
 
 
 def test_a_missing_input_and_a_body_that_is_no_object() -> None:
-    for body in ({}, {"input": None}, [], "x"):
+    wrong: list[Any] = [{}, {"input": None}, [], "x"]
+    for body in wrong:
         with pytest.raises(BadRequest):
             embed_request.read(body)
 

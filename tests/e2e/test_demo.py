@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import InferenceClient
@@ -48,18 +49,16 @@ def test_huggingface_hub_chat(demo: Running, base: str) -> None:
 
 def test_huggingface_hub_json_schema_which_it_sends_in_tgis_form(demo: Running) -> None:
     client = InferenceClient(base_url=demo.url, api_key="any")
-    schema = {
+    schema: Any = {
         "type": "object",
         "properties": {"answer": {"type": "boolean"}},
         "required": ["answer"],
     }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     answer = client.chat_completion(
         [{"role": "user", "content": "Is water wet? Answer in JSON."}],
         max_tokens=40,
-        response_format={
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": schema},
-        },
+        response_format=form,
     )
     assert isinstance(json.loads(answer.choices[0].message.content or "")["answer"], bool)
 
