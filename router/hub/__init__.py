@@ -1,0 +1,1 @@
+"""What the Hub and its management API tell us: catalogue, endpoints, Spaces."""
