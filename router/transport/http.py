@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from router.errors import ConnectFailed, UpstreamBroken, UpstreamError, UpstreamTimeout
+from router.transport.proxies import Proxies
 
 # Below the 5 s after which uvicorn and cpp-httplib close an idle connection, so that a call does
 # not meet a connection that its server is just closing.
@@ -87,11 +88,11 @@ class HttpClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
             headers={"Accept-Encoding": "identity"},
-            trust_env=True,
             max_field_size=_HEADER_BYTES_MAX,
             max_line_size=_HEADER_BYTES_MAX,
             read_bufsize=_READ_BYTES,
         )
+        self._proxies = Proxies()
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
 
     async def send(
@@ -109,7 +110,7 @@ class HttpClient:
         """
         timeout = self._timeouts.get(connect_s)
         if timeout is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+            timeout = aiohttp.ClientTimeout(total=None, connect=connect_s)
             self._timeouts[connect_s] = timeout
         try:
             response = await self._session.request(
@@ -118,6 +119,7 @@ class HttpClient:
                 headers=headers,
                 data=_payload(body),
                 timeout=timeout,
+                proxy=self._proxies.proxy_for(url),
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
