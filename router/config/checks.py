@@ -6,6 +6,7 @@ Each function reads one part of the file's values, reports what cannot be, and g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from router.config import schema
@@ -147,6 +148,16 @@ def check_token(
         return None
 
 
+def check_references(name: str, table: Any, backends: Mapping[str, object], report: Report) -> None:
+    """Each rung's backend exists. On the file's own table, so that no other fault hides it."""
+    rungs = table.get("rungs") if isinstance(table, dict) else None
+    for place, rung in enumerate(rungs if isinstance(rungs, list) else ()):
+        backend = rung.get("backend") if isinstance(rung, dict) else None
+        if isinstance(backend, str) and backend not in backends:
+            path: Path = ("ladders", name, "rungs", place, "backend")
+            report.problem(path, unknown("backend", backend, backends))
+
+
 def ladder(
     name: str,
     raw: schema.Ladder,
@@ -192,8 +203,6 @@ def _check_rung(
     path: Path,
     report: Report,
 ) -> None:
-    if rung.backend not in backends:
-        report.problem((*path, "backend"), unknown("backend", rung.backend, backends))
     backend = backends.get(rung.backend)
     if backend is not None and task not in _SERVES.get(kind_of(backend), {task}):
         report.problem(

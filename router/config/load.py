@@ -22,6 +22,7 @@ from router.config.model import Config
 from router.config.pending import why_pending
 from router.config.reading import read_table, unknown, words
 from router.config.report import Report, listed
+from router.config.secrets import open_without_waiting
 from router.errors import ConfigError
 
 S = TypeVar("S", bound=schema.Section)
@@ -65,10 +66,8 @@ def parse(text: str, source: str, environ: Mapping[str, str]) -> Config:
 
 def _read(path: Path) -> str:
     try:
-        # Not to wait for a writer, should it be a pipe.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+        with open(path, "rb", opener=open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError([f"{path}: is not a regular file; name a TOML file"])
             data = file.read(_FILE_BYTES_MAX + 1)
     except OSError as error:
@@ -142,11 +141,11 @@ class _Reader:
         for name, backend in backends.items():
             if backend is not None:
                 checks.check_backend(name, backend, self._environ, report)
-        made = {
-            name: checks.ladder(name, raw, backends, report)
-            for name, raw in ladders.items()
-            if raw is not None
-        }
+        made = {}
+        for name, raw in ladders.items():
+            checks.check_references(name, self._document["ladders"][name], backends, report)
+            if raw is not None:
+                made[name] = checks.ladder(name, raw, backends, report)
         checks.check_ladder_names(made, ladders, server.default_ladder, report)
         checks.check_digests(keys, report)
         checks.warn_of_nothing(server, ladders, keys, report)
@@ -205,7 +204,7 @@ class _Reader:
             return None
         before = self._report.problem_count
         backend = self._table(kinds[kind], path, ignore="kind")
-        # With a default in place of a wrong address or token, the checks would speak of the default.
+        # With a default in place of a wrong address, the checks would speak of the default.
         return backend if self._report.problem_count == before else None
 
     def _stray(self, name: str) -> str:

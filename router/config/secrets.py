@@ -39,10 +39,18 @@ def read_secret(reference: str, environ: Mapping[str, str] | None = None) -> str
     )
 
 
+def open_without_waiting(path: str, flags: int) -> int:
+    """An opener that does not wait for a writer, should the path be a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _read_file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            value = file.read(_TOKEN_BYTES_MAX).decode("utf-8").strip()
+        with open(path, "rb", opener=open_without_waiting) as file:
+            data = file.read(_TOKEN_BYTES_MAX + 1) or b""
+        if len(data) > _TOKEN_BYTES_MAX:
+            raise SecretError(f"{path} is longer than any token: is it the right file?")
+        value = data.decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SecretError(f"cannot read {path}: {reason}") from error
@@ -61,9 +69,12 @@ def _usable(value: str, where: str) -> str:
 class Credential:
     """A backend's token, which may change while the daemon runs. Without a reference: none."""
 
-    def __init__(self, reference: str | None = None) -> None:
+    def __init__(
+        self, reference: str | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.reference = reference
-        self._value = read_secret(reference) if reference else None
+        self._environ = environ
+        self._value = read_secret(reference, environ) if reference else None
 
     def __repr__(self) -> str:
         return f"Credential({self.reference!r})"
@@ -78,7 +89,7 @@ class Credential:
         if self.reference is None:
             return False
         try:
-            value = read_secret(self.reference)
+            value = read_secret(self.reference, self._environ)
         except SecretError:
             return False
         changed, self._value = value != self._value, value
