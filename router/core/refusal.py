@@ -36,7 +36,7 @@ _TOO_LONG = re.compile(
     r"|`inputs` must have less than"  # TGI, TEI
     r"|maximum context length"  # OpenAI, vLLM
     r"|exceeds? the available context size"  # llama.cpp
-    r"|input is too large to process"  # llama.cpp, embeddings
+    r"|input (?:\(\d+ tokens\) )?is too large to process"  # llama.cpp, embeddings: with a 500
     r"|longer than the model'?s context length"  # SGLang
     r"|(?:exceeds?|greater than|larger than) the (?:maximum )?context (?:length|window|size)"
     r"|maximum (?:input|prompt) length",

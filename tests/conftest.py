@@ -1,0 +1,34 @@
+"""The real model servers that several tests share: llama.cpp with SmolLM2, for chat and vectors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Iterator[Mapping[str, str]]:
+    """`{"chat": URL, "embed": URL}` of real llama.cpp servers on odd ports."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "router.demo.models"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait(10)
+        process.stdout.close()
