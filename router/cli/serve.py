@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from router.cli import log
 from router.cli.main import DONE, FAILED, WRONG_USE
 from router.config.load import find, load, parse
 from router.config.model import Config
@@ -23,9 +24,7 @@ from router.types import Ladder, Task
 
 def run(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
-    )
+    log.set_up()
     if options.demo and options.config:
         print("--demo brings its own configuration: leave out --config", file=sys.stderr)
         return WRONG_USE
