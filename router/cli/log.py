@@ -1,4 +1,4 @@
-"""What the daemon says beside its calls, as JSON lines like theirs, so that one parser reads all."""
+"""What the daemon says beside its calls, as JSON lines like theirs: one parser reads all."""
 
 from __future__ import annotations
 
