@@ -91,11 +91,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A Space as its documents describe it. `prefix` stands before `/queue/join` and the like."""
+    """A Space as its documents describe it. `prefix` stands before `/queue/join` and the like.
+
+    `shown` are the endpoints that its author means for callers; an app has others for its own page.
+    """
 
     version: str
     prefix: str
     endpoints: Mapping[str, Endpoint]
+    shown: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,9 @@ def read_published(config: Any, info: Any, *, who: str) -> Published:
                 name = "/" + api_name.removeprefix("/")
                 described = named.get(name) if isinstance(named, dict) else None
                 endpoints[name] = _endpoint(name, dependency, components, described)
-        return Published(str(config.get("version", ""))[:40], prefix, endpoints)
+        shown = [name for name in endpoints if not isinstance(named, dict) or name in named]
+        version = str(config.get("version", ""))[:40]
+        return Published(version, prefix, endpoints, tuple(sorted(shown)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UpstreamBroken(f"{who} has a /config or /info that cannot be read") from error
 
@@ -159,14 +165,14 @@ def choose_endpoint(
     published: Published, api_name: str | None, task: Task, *, who: str
 ) -> Endpoint:
     """The configured endpoint, else the task's usual one, else the only one. Raises RungRefused."""
-    endpoints = published.endpoints
+    endpoints, shown = published.endpoints, published.shown
     wanted = (api_name,) if api_name else _USUAL_NAMES[task]
     for name in wanted:
         if name in endpoints:
             return endpoints[name]
-    if api_name is None and len(endpoints) == 1:
-        return next(iter(endpoints.values()))
-    names = ", ".join(sorted(endpoints)[:_NAMES_SHOWN_MAX]) or "no endpoint at all"
+    if api_name is None and len(shown) == 1:
+        return endpoints[shown[0]]
+    names = ", ".join(shown[:_NAMES_SHOWN_MAX]) or "no endpoint at all"
     lead = f"has no endpoint {api_name}" if api_name else f"has no usual endpoint for {task}"
     raise RungRefused(
         f"{who} {lead}: it publishes {names}; set the backend's api_name to one of these",
@@ -272,6 +278,8 @@ def asked_of_chat(body: Json) -> Asked:
 
 
 def _flattened(turns: Sequence[tuple[str, str]]) -> str:
+    if not turns:
+        return ""
     if len(turns) == 1 and turns[0][0] == "User":
         return turns[0][1]
     lines = [f"{role}: {text}" for role, text in turns]
