@@ -59,14 +59,20 @@ def usual_ports() -> tuple[int, ...]:
     return (3000, 8000, 8080, 30000, 11434, 1234, 7860, 8001, 8081)
 
 
-async def detect(client: HttpClient, ports: Iterable[int], host: str = "127.0.0.1") -> list[Found]:
+async def detect(
+    client: HttpClient,
+    ports: Iterable[int],
+    host: str = "127.0.0.1",
+    *,
+    question_s: float = _QUESTION_S,
+) -> list[Found]:
     """The servers on these ports, in the order of the ports; another Rungway is left out."""
     slots = asyncio.Semaphore(_AT_ONCE_MAX)
     name = f"[{host}]" if ":" in host else host
 
     async def ask(port: int) -> Found | None:
         async with slots:
-            return await _identify(_Address(client, f"http://{name}:{port}"))
+            return await _identify(_Address(client, f"http://{name}:{port}", question_s))
 
     found = await asyncio.gather(*(ask(port) for port in dict.fromkeys(ports)))
     return [one for one in found if one is not None]
@@ -79,8 +85,9 @@ class _Silent(Exception):
 class _Address:
     """One address with its questions. An answer that is not JSON is None."""
 
-    def __init__(self, client: HttpClient, url: str) -> None:
+    def __init__(self, client: HttpClient, url: str, question_s: float) -> None:
         self._client = client
+        self._question_s = question_s
         self.url = url
         self._has_answered = False
 
@@ -100,7 +107,7 @@ class _Address:
                 headers=headers,
                 body=body,
                 bytes_max=_ANSWER_BYTES_MAX,
-                within_s=_QUESTION_S,
+                within_s=self._question_s,
             )
         except UpstreamError as error:
             if not self._has_answered or isinstance(error, ConnectFailed | UpstreamTimeout):
