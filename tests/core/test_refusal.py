@@ -138,7 +138,6 @@ ANSWERS: dict[str, tuple[int, bytes, type[UpstreamError]]] = {
     ),
     "llama.cpp embeddings": (
         500,
-        nested("input is too large to process. increase the physical batch size", "server_error"),
         nested("input (2549 tokens) is too large to process. increase the physical batch size"),
         PromptTooLong,
     ),
