@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
@@ -47,11 +47,6 @@ def url_fault(text: str) -> str | None:
     if not text.isascii() or not text.isprintable() or " " in text:
         return "has a character that no address has; percent-encode it"
     return None
-
-
-def split(url: str) -> SplitResult:
-    """The parts of an address that has no fault."""
-    return urlsplit(url)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

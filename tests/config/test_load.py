@@ -359,6 +359,12 @@ def test_an_empty_file_is_all_defaults() -> None:
     assert config.source is None
 
 
+def test_an_origin_is_accepted_as_browsers_send_it() -> None:
+    origins = '["https://app.example.org", "http://localhost:3000"]'
+    config = good(f"[server]\ncors_origins = {origins}\n")
+    assert config.server.cors_origins == ("https://app.example.org", "http://localhost:3000")
+
+
 def test_a_ladder_becomes_the_houses_own() -> None:
     config = good(
         f"""{GOOD}
@@ -455,7 +461,7 @@ def test_the_backends_keep_their_settings_by_kind() -> None:
     assert isinstance(config.backends["hf"], schema.ProvidersBackend)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost", "LOCALHOST"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1", "LOCALHOST"])
 def test_open_is_for_loopback(host: str) -> None:
     config = good(f'[server]\nauth = "open"\nhost = "{host}"\n')
     assert config.server.auth == "open"
