@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from router.api.guard import Guard, is_loopback
+from router.api.guard import Guard
 from router.api.service import DecodeTokens, ServerLimits, Service, Shared
 from router.backends.base import Backend
 from router.backends.gradio_space import GradioSpaceBackend
@@ -21,6 +21,7 @@ from router.backends.openai import OpenAiBackend
 from router.backends.tei import TeiBackend
 from router.backends.tgi import TgiBackend
 from router.config import schema
+from router.config.addresses import is_loopback
 from router.config.model import Config
 from router.config.secrets import Credential
 from router.core.chat_request import ImageRules
@@ -105,15 +106,15 @@ def token_decoder() -> DecodeTokens | None:
 
 
 def _openai(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
-    return OpenAiBackend(name, settings.url, client, credential=Credential(settings.token))
+    return OpenAiBackend(name, settings.url, client, credential=Credential(settings.token, environ))
 
 
 def _tgi(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
-    return TgiBackend(name, settings.url, client, credential=Credential(settings.token))
+    return TgiBackend(name, settings.url, client, credential=Credential(settings.token, environ))
 
 
 def _tei(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
-    return TeiBackend(name, settings.url, client, credential=Credential(settings.token))
+    return TeiBackend(name, settings.url, client, credential=Credential(settings.token, environ))
 
 
 def _providers(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
@@ -122,7 +123,7 @@ def _providers(name: str, settings: Any, client: HttpClient, environ: Mapping[st
         url=settings.url,
         hub_url=_hub_url(environ),
         client=client,
-        credential=Credential(settings.token),
+        credential=Credential(settings.token, environ),
         bill_to=settings.bill_to,
     )
 
@@ -134,7 +135,7 @@ def _endpoint(name: str, settings: Any, client: HttpClient, environ: Mapping[str
         url=settings.url,
         management_url=settings.management_url,
         client=client,
-        credential=Credential(settings.token),
+        credential=Credential(settings.token, environ),
     )
 
 
@@ -146,7 +147,7 @@ def _space(name: str, settings: Any, client: HttpClient, environ: Mapping[str, s
         api_name=settings.api_name,
         inputs=settings.inputs or None,
         client=client,
-        credential=Credential(settings.token),
+        credential=Credential(settings.token, environ),
         spaces=Spaces(client, _hub_url(environ)),
     )
 

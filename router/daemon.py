@@ -132,7 +132,7 @@ class Daemon:
         return Server(
             self._gateway.handle,
             header_s=settings.header_s,
-            keep_alive_s=settings.keep_alive_s,
+            idle_connection_s=settings.idle_connection_s,
             connections_max=settings.max_connections,
         )
 
@@ -186,7 +186,7 @@ async def _retire(service: Service) -> None:
 
 
 def _needs_restart(old: Config, new: Config) -> list[str]:
-    names = ("host", "port", "workers", "header_s", "keep_alive_s", "max_connections")
+    names = ("host", "port", "workers", "header_s", "idle_connection_s", "max_connections")
     return [name for name in names if getattr(old.server, name) != getattr(new.server, name)]
 
 

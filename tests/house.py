@@ -79,7 +79,7 @@ async def open_house(config_text: str) -> AsyncIterator[House]:
     server = Server(
         gateway.handle,
         header_s=config.server.header_s,
-        keep_alive_s=config.server.keep_alive_s,
+        idle_connection_s=config.server.idle_connection_s,
         connections_max=config.server.max_connections,
     )
     loop = asyncio.get_running_loop()

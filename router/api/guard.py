@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from router.config.addresses import is_loopback
 from router.errors import Forbidden, Unauthenticated
 from router.types import Key
 
@@ -101,7 +101,7 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         name = host_name(host)
-        return name in self.hosts or is_loopback(name)
+        return name in self.hosts or name.endswith(".localhost") or is_loopback(name)
 
 
 def host_name(host: str) -> str:
@@ -110,13 +110,3 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.rpartition(":")[0] if host.count(":") == 1 else host
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host name means this machine to every resolver."""
-    if name in ("localhost", "localhost.") or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -74,14 +74,14 @@ class Server(web.Server):
         handler: Any,
         *,
         header_s: float,
-        keep_alive_s: float,
+        idle_connection_s: float,
         connections_max: int,
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.connections_max = connections_max
         self._settings: dict[str, Any] = {
             "header_s": header_s,
-            "keepalive_timeout": keep_alive_s,
+            "keepalive_timeout": idle_connection_s,
             "access_log": None,
             "max_line_size": _LINE_BYTES_MAX,
             "max_field_size": _LINE_BYTES_MAX,

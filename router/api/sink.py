@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -145,7 +146,12 @@ class HttpSink:
 def provenance_headers(provenance: Provenance) -> dict[str, str]:
     headers = {"x-rungway-attempts": str(provenance.attempts)}
     if provenance.rung is not None:
-        headers["x-rungway-rung"] = provenance.rung.name
+        headers["x-rungway-rung"] = _header_text(provenance.rung.name)
     if provenance.clamped_to is not None:
         headers["x-rungway-clamped"] = str(provenance.clamped_to)
     return headers
+
+
+def _header_text(name: str) -> str:
+    """A rung's name as it may stand in a header: models may be file paths in any script."""
+    return name if name.isascii() else quote(name, safe="/:@!$&'()*+,;= ")

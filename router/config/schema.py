@@ -112,7 +112,7 @@ class Server(Section, frozen=True, kw_only=True):
     remote_images: bool = False
     header_s: Seconds = 10.0
     body_s: Seconds = 60.0
-    keep_alive_s: Seconds = 75.0
+    idle_connection_s: Seconds = 75.0
     keepalive_s: Seconds = 15.0
     drain_s: SecondsOrZero = 30.0
     probe_s: Annotated[float, Meta(ge=1, le=3600)] = 15.0

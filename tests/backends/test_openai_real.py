@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ async def backend_of(url: str) -> AsyncIterator[OpenAiBackend]:
 
 
 async def test_chat_whole_and_streamed_say_the_same(real_models: Mapping[str, str]) -> None:
-    fields = {"max_tokens": 12, "temperature": 0, "seed": 1}
+    fields: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "seed": 1}
     async with backend_of(real_models["chat"]) as backend:
         answer = await backend.complete_chat(chat_attempt(RUNG, **fields))
         stream = await backend.stream_chat(chat_attempt(RUNG, stream=True, **fields))
