@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 
 import orjson
@@ -44,12 +44,14 @@ class App:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.lines: Queue[str] = Queue()
+        self._lines: Queue[str | None] = Queue()
+        self._said: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(APP), str(port)],
+            # -P: the app's own folder has a gradio.py that is not Gradio.
+            [sys.executable, "-P", "-W", "ignore", str(APP), str(port)],
             env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         self._reader = Thread(target=self._read, daemon=True)
@@ -58,12 +60,19 @@ class App:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self.lines.put(line.strip())
+            self._lines.put(line.strip())
+        self._lines.put(None)
 
     def wait_for(self, line: str, within_s: float) -> None:
+        """Wait until the app says this line; fails with what it said instead."""
         deadline = time.monotonic() + within_s
-        while self.lines.get(timeout=max(0.01, deadline - time.monotonic())) != line:
-            continue
+        try:
+            while (said := self._lines.get(timeout=max(0.0, deadline - time.monotonic()))) != line:
+                assert said is not None, "\n".join(["the app ended:", *self._said[-20:]])
+                self._said.append(said)
+        except Empty:
+            told = "\n".join(self._said[-20:])
+            pytest.fail(f"the app did not say {line!r} within {within_s:g} s:\n{told}")
 
     def stop(self) -> None:
         self._process.kill()

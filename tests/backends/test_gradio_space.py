@@ -24,6 +24,7 @@ from router.errors import (
     UpstreamBroken,
     UpstreamError,
     UpstreamFailed,
+    UpstreamTimeout,
 )
 from router.hub.spaces import Spaces
 from router.transport.http import HttpClient
@@ -619,6 +620,62 @@ async def test_a_hub_that_does_not_help(status: int, body: bytes, words: str) ->
     async with serving(FakeSpace(6, answer), Odd("")) as (backend, _):
         with pytest.raises(UpstreamError, match=words):
             await backend.complete_chat(chat_attempt(RUNG))
+
+
+async def test_a_silent_hub_stops_nobody() -> None:
+    """What is known of the Space's host goes on being used while the Hub has its troubles."""
+
+    class Failing(FakeHub):
+        async def handle(self, request: Request, reply: Reply) -> None:
+            if request.path.endswith("/runtime"):
+                return await reply.json({"error": "down"}, 500)
+            await super().handle(request, reply)
+
+    class FullOfErrors(FakeSpace):
+        async def join(self, request: Request, reply: Reply) -> None:
+            if self.posted:
+                return await reply.whole(b"<html>502</html>", 502, {"content-type": "text/html"})
+            await super().join(request, reply)
+
+    async with serving(FullOfErrors(6, answer), Failing("")) as (backend, _):
+        assert content_of((await backend.complete_chat(chat_attempt(RUNG))).body) == "fine"
+        with pytest.raises(UpstreamFailed, match="answered 502"):
+            await backend.complete_chat(chat_attempt(RUNG))
+
+
+async def test_a_space_that_hangs_on_its_small_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Hanging(FakeSpace):
+        async def handle(self, request: Request, reply: Reply) -> None:
+            await reply.client_left()
+            reply.close()
+
+    monkeypatch.setattr(gradio_space, "_CONTROL_S", 0.05)
+    async with serving(Hanging(6, answer)) as (backend, _):
+        with pytest.raises(UpstreamTimeout, match="/config"):
+            await backend.complete_chat(chat_attempt(RUNG))
+        assert (await backend.probe()).state is State.DOWN
+
+
+async def test_farewells_have_a_limit_and_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unwilling(FakeSpace):
+        async def handle(self, request: Request, reply: Reply) -> None:
+            if request.path.endswith("/cancel"):
+                self.was_called_off.set()
+                return reply.cut()
+            await super().handle(request, reply)
+
+    space = Unwilling(6, never(asyncio.Event()))
+    async with serving(space) as (backend, upstream):
+        first = await backend.stream_chat(chat_attempt(RUNG, stream=True))
+        second = await backend.stream_chat(chat_attempt(RUNG, stream=True))
+        first.close()
+        await called_off(space)
+        monkeypatch.setattr(gradio_space, "_FAREWELLS_MAX", 0)
+        second.close()
+        await backend.aclose()
+        assert sum(one.path.endswith("/cancel") for one in upstream.requests) == 1
 
 
 async def test_a_backend_without_a_place_cannot_be_made() -> None:

@@ -2,7 +2,8 @@
 
 /chat streams the words that it was given, with its other inputs and the length of its history, so
 that a test sees what arrived; /embed gives vectors as JSON; /shout is a plain function. It says
-`left` when a generator was stopped from outside. Runs on Gradio 4, 5 and 6.
+`left` when a generator was stopped from outside (Gradio 4 and 5 only let go of it). It runs on
+Gradio 4, 5 and 6; what it publishes under each is in `tests/recordings/gradio`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def shout(text: str) -> str:
     return text.upper()
 
 
-def build() -> gr.Blocks:
+def build() -> Any:
     with gr.Blocks() as app:
         gr.ChatInterface(
             chat,
