@@ -25,13 +25,15 @@ COPY --from=build /opt/rungway /opt/rungway
 ENV PATH=/opt/rungway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    RUNGWAY_CONFIG=/etc/rungway/rungway.toml \
     STATE_DIRECTORY=/var/lib/rungway
 USER 10001:10001
-WORKDIR /var/lib/rungway
+WORKDIR /
 VOLUME /var/lib/rungway
 EXPOSE 8484
 STOPSIGNAL SIGTERM
+# 401 is a sign of life too: off loopback /health needs a key unless public_ops says otherwise.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
-  CMD ["/opt/rungway/bin/python", "-c", "import http.client as c; h = c.HTTPConnection('127.0.0.1', 8484, timeout=3); h.request('GET', '/health'); raise SystemExit(h.getresponse().status != 200)"]
+  CMD ["/opt/rungway/bin/python", "-c", "import http.client as c; h = c.HTTPConnection('127.0.0.1', 8484, timeout=3); h.request('GET', '/health'); raise SystemExit(h.getresponse().status >= 500)"]
 ENTRYPOINT ["/opt/rungway/bin/rungway"]
 CMD ["serve", "--host", "0.0.0.0"]
