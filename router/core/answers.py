@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import orjson
 
-from router.core.chunks import known_finish, twin_reasoning, usage_in
+from router.core.chunks import known_finish, twin_reasoning, usage_in, usage_object
 from router.core.refusal import classify_in_stream, complaint_in
 from router.errors import UpstreamBroken
 from router.types import Answer, Json, Usage
@@ -89,11 +89,3 @@ def build_chunk(
             "choices": [choice],
         }
     )
-
-
-def usage_object(usage: Usage) -> Json:
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-    }

@@ -145,9 +145,7 @@ def check_images(body: Json, rules: ImageRules) -> None:
                 param="messages",
             )
         if len(data) * 3 // 4 > rules.bytes_max:
-            raise TooLarge(
-                f"an image is larger than {rules.bytes_max} bytes", param="messages"
-            )
+            raise TooLarge(f"an image is larger than {rules.bytes_max} bytes", param="messages")
 
 
 def _image_urls(body: Json) -> list[str]:

@@ -105,6 +105,11 @@ class ChunkWatch:
                 payloads.append(orjson.dumps({**_head(self._last), "choices": [choice]}))
         return payloads
 
+    def usage_payload(self, usage: Usage) -> bytes:
+        """The usage chunk for a client that asked for one where the upstream sent none."""
+        chunk = {**_head(self._last), "choices": [], "usage": usage_object(usage)}
+        return orjson.dumps(chunk)
+
     def _follow(self, choice: Json) -> bool:
         """Note what the choice brings; whether that is more than a role."""
         index: int = choice["index"]
@@ -185,6 +190,15 @@ def usage_in(value: Any) -> Usage | None:
     if type(completion) is not int or completion < 0:
         return None
     return Usage(prompt, completion)
+
+
+def usage_object(usage: Usage) -> Json:
+    """Usage as OpenAI writes it."""
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
 
 
 def _head(chunk: Json) -> Json:

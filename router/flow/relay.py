@@ -16,7 +16,7 @@ from router.errors import UpstreamBroken, UpstreamError
 from router.flow.observe import Record
 from router.flow.patience import Patience
 from router.flow.sink import Provenance, Sink
-from router.types import Rung, Usage
+from router.types import ChatCall, Rung, Usage
 
 # A rough mean over languages, for answers whose usage no upstream reports.
 _CHARS_PER_TOKEN = 4
@@ -54,7 +54,7 @@ async def stream(
 ) -> None:
     """A streamed chat answer, to its end. Raises UpstreamError where it breaks."""
     call, limits = attempt.call, attempt.call.ladder.limits
-    relay = _Relay(attempt.rung, call.id, call.wants_usage)
+    relay = _Relay(attempt.rung, call)
     try:
         async with Patience(attempt.rung.name) as patience:
             patience.wait("first_token", limits.first_token_s)
@@ -77,15 +77,17 @@ async def stream(
         await sink.write(relay.finish(), provenance)
         await sink.end()
     finally:
-        record.usage = relay.usage(call.needs.prompt_tokens_min)
+        record.usage = relay.usage()
 
 
 class _Relay:
     """What becomes of one stream's events: frames to send, withheld until there is content."""
 
-    def __init__(self, rung: Rung, call_id: str, wants_usage: bool) -> None:
+    def __init__(self, rung: Rung, call: ChatCall) -> None:
         self._rung = rung
-        self._watch = ChunkWatch(who=rung.name, call_id=call_id, wants_usage=wants_usage)
+        self._wants_usage = call.wants_usage
+        self._input_tokens_min = call.needs.prompt_tokens_min
+        self._watch = ChunkWatch(who=rung.name, call_id=call.id, wants_usage=call.wants_usage)
         self._withheld: list[bytes] = []
         self._has_content = False
         self.is_done = False
@@ -128,13 +130,15 @@ class _Relay:
         closing = watch.closing_payloads() if self.is_done else []
         if not watch.is_complete:
             raise UpstreamBroken(f"{self._rung.name} ended its stream before the answer was whole")
+        if self._wants_usage and watch.usage is None and (usage := self.usage()) is not None:
+            closing.append(watch.usage_payload(usage))
         frames = [*self._withheld, *(sse.frame(payload) for payload in closing), sse.DONE_FRAME]
         return b"".join(frames)
 
-    def usage(self, input_tokens_min: int) -> Usage | None:
+    def usage(self) -> Usage | None:
         """What the upstream reported, else an estimate of what was received, else nothing."""
         watch = self._watch
         if watch.usage is not None or not watch.content_chars:
             return watch.usage
         output_tokens = max(1, watch.content_chars // _CHARS_PER_TOKEN)
-        return Usage(input_tokens_min, output_tokens, estimated=True)
+        return Usage(self._input_tokens_min, output_tokens, estimated=True)

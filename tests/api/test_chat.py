@@ -224,6 +224,18 @@ async def test_complete_without_done_is_complete() -> None:
         assert house.lines[0]["error"] is None
 
 
+async def test_usage_that_no_upstream_reports_is_estimated_for_who_asked() -> None:
+    payloads = [chunk({"content": "Hi there you"}), chunk({}, "stop"), b"[DONE]"]
+    asked = {**STREAM, "stream_options": {"include_usage": True}}
+    async with FakeUpstream(playing(payloads)) as up, open_house(ladder_of(up.url)) as house:
+        found, _, _ = await streamed(house, asked)
+        last = orjson.loads(found[-2])
+        assert last["choices"] == []
+        assert last["usage"]["completion_tokens"] == 3
+        assert last["id"] == HEAD["id"]
+        assert len((await streamed(house))[0]) == 3
+
+
 async def test_a_callers_mistake_keeps_its_status_and_tries_no_other_rung() -> None:
     async with FakeUpstream(answering(400, error("temperature must be >= 0"))) as bad:
         async with FakeUpstream(GOOD) as good, open_house(ladder_of(bad.url, good.url)) as house:
