@@ -17,7 +17,7 @@ LABEL org.opencontainers.image.title="Rungway" \
 RUN rm -rf /usr/local/lib/python3.11/site-packages/* /usr/local/lib/python3.11/ensurepip \
            /usr/local/bin/pip* /usr/lib/python3/dist-packages/* /usr/share/python-wheels \
            /usr/lib/python3.11/ensurepip \
- && useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/rungway \
+ && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/rungway \
             --shell /usr/sbin/nologin rungway \
  && install -d -o rungway -g rungway -m 0700 /var/lib/rungway \
  && install -d -m 0755 /etc/rungway

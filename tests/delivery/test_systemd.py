@@ -32,6 +32,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 def verify(unit: Path) -> str:
+    assert Path("/bin/kill").exists(), "/bin/kill is not on this machine: apt install procps"
     # The exit code is 0 even for unknown settings: only silence is consent.
     done = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
     return done.stdout + done.stderr
