@@ -37,6 +37,8 @@ class RouterError(Exception):
     ) -> None:
         if type(self) in (RouterError, CallerError, RouterFault):
             raise TypeError(f"{type(self).__name__} is abstract: raise one of its children")
+        # Text from outside may hold lone surrogates, which no JSON can carry.
+        message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.message = message
         if code is not None:

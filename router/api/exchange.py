@@ -7,11 +7,11 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import orjson
 from aiohttp import web
 
 from router.api.reply import SERVER_NAME
 from router.api.service import Service, Shared
+from router.core import jsontext
 from router.errors import BadRequest, SlowRequest, TooLarge
 from router.flow.observe import Record
 from router.types import Key
@@ -78,8 +78,8 @@ class Exchange:
         body = await self._read_body()
         self.body_bytes = len(body)
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError as error:
+            return jsontext.read(body)
+        except ValueError as error:
             raise BadRequest(
                 f"the request body is not JSON: {error}", code="invalid_json"
             ) from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from router.config.secrets import Credential
-from router.types import Abilities, Answer, Call, ChatCall, EmbedCall, Embeddings, Rung
+from router.types import Abilities, Answer, Call, ChatCall, EmbedCall, Embeddings, Price, Rung
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,12 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe found: `models` maps a model's name to what the backend says of it."""
+    """What a probe found: `models` and `prices` map a model's name to what the backend says of it."""
 
     state: State
     reason: str = ""
     models: Mapping[str, Abilities] = field(default_factory=dict)
+    prices: Mapping[str, Price] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -17,7 +17,7 @@ from router.backends import openai_wire
 from router.backends.base import ChatAttempt, EmbedAttempt, EventStream, Probe, State
 from router.config.secrets import Credential
 from router.core import embeddings, providers
-from router.core.providers import CatalogueAbilities, Served
+from router.core.providers import CatalogueAbilities, CatalogueEntry, CataloguePrices, Served
 from router.errors import RungRefused, UpstreamError
 from router.hub.catalogue import Catalogue
 from router.transport.http import HttpClient
@@ -69,9 +69,7 @@ class InferenceProvidersBackend:
 
     def price_of(self, model: str) -> Price | None:
         """The published price of a model with its suffix; None is unknown, not free."""
-        name = providers.split_model(model)
-        entry = self._catalogue.known.get(name.hub_id)
-        return None if entry is None else providers.price_of(entry, name.suffix)
+        return CataloguePrices(self._catalogue.known).get(model)
 
     def unable(self, call: Call, rung: Rung) -> str | None:
         if isinstance(call, ChatCall):
@@ -126,8 +124,8 @@ class InferenceProvidersBackend:
         try:
             models = await self._catalogue.refresh()
         except UpstreamError as error:
-            return Probe(State.DOWN, error.message, CatalogueAbilities(self._catalogue.known))
-        return Probe(State.UP, models=CatalogueAbilities(models))
+            return _probe(State.DOWN, error.message, self._catalogue.known)
+        return _probe(State.UP, "", models)
 
     async def aclose(self) -> None:
         """The client belongs to the composition root."""
@@ -169,6 +167,10 @@ class InferenceProvidersBackend:
         if bill_to:
             headers["X-HF-Bill-To"] = bill_to
         return headers
+
+
+def _probe(state: State, reason: str, models: Mapping[str, CatalogueEntry]) -> Probe:
+    return Probe(state, reason, CatalogueAbilities(models), CataloguePrices(models))
 
 
 def _chat_unable(body: Json) -> str | None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from router.backends.base import ChatAttempt, EmbedAttempt, Event, EventKind, EventStream
-from router.core import answers, embeddings
+from router.core import answers, embeddings, jsontext
 from router.core.refusal import refusal
 from router.core.sse import DONE, SseEvent, SseOverflow, SseParser
 from router.errors import CallerMistake, UpstreamBroken
@@ -51,8 +49,8 @@ def embed_body(attempt: EmbedAttempt, *, encoding_format: str | None = "base64")
 def encode(body: Any) -> bytes:
     """JSON for the wire. Raises CallerMistake where the client nested deeper than can be sent."""
     try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
+        return jsontext.write(body)
+    except ValueError as error:
         raise CallerMistake(f"the request body cannot be relayed: {error}") from error
 
 

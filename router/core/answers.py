@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import orjson
 
+from router.core import jsontext
 from router.core.chunks import known_finish, twin_reasoning, usage_in, usage_object
 from router.core.refusal import classify_in_stream, complaint_in
 from router.errors import UpstreamBroken
@@ -17,8 +18,8 @@ from router.types import Answer, Json, Usage
 def check(body: bytes, *, who: str, call_id: str) -> Answer:
     """The answer in `body`. Raises UpstreamError when it is an error or no chat completion."""
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        value = jsontext.read(body)
+    except ValueError as error:
         raise UpstreamBroken(f"{who} answered with a body that is not JSON") from error
     choices = value.get("choices") if isinstance(value, dict) else None
     if not isinstance(choices, list) or not choices or value.get("error"):
@@ -35,7 +36,12 @@ def check(body: bytes, *, who: str, call_id: str) -> Answer:
     if not value.get("id"):
         value["id"] = call_id
         changed = True
-    return Answer(orjson.dumps(value) if changed else body, usage_in(value.get("usage")))
+    if changed:
+        try:
+            body = jsontext.write(value)
+        except ValueError as error:
+            raise UpstreamBroken(f"{who} answered with JSON that cannot be passed on") from error
+    return Answer(body, usage_in(value.get("usage")))
 
 
 def _mend(choice: Json, position: int, who: str) -> bool:

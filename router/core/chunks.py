@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import orjson
-
+from router.core import jsontext
 from router.core.refusal import classify_in_stream, complaint_in
 from router.errors import UpstreamBroken, UpstreamFailed
 from router.types import Json, Usage
@@ -29,6 +28,8 @@ FINISH_REASONS = {
 KNOWN_FINISH = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 # The answer was not finished but given up (vLLM, SGLang, OpenRouter): never to look like a whole.
 _GIVEN_UP = frozenset({"abort", "error", "cancelled"})
+# No answer has more tokens; a larger count is nonsense, and sums of such leave JSON's integers.
+_TOKENS_MAX = 1 << 40
 # As many as OpenAI's `n` allows.
 _CHOICES_MAX = 128
 
@@ -43,8 +44,11 @@ class Seen(NamedTuple):
 class ChunkWatch:
     """One answer's state. `who` names the rung; `call_id` mends answers that come without an id."""
 
-    def __init__(self, *, who: str, call_id: str, wants_usage: bool) -> None:
+    def __init__(
+        self, *, who: str, call_id: str, wants_usage: bool, choices_wanted: int = 1
+    ) -> None:
         self._who = who
+        self._choices_wanted = choices_wanted
         self._call_id = call_id
         self._wants_usage = wants_usage
         self._finished: dict[int, bool] = {}
@@ -56,8 +60,9 @@ class ChunkWatch:
 
     @property
     def is_complete(self) -> bool:
-        """Every choice that was begun has its finish reason."""
-        return bool(self._finished) and all(self._finished.values())
+        """As many choices as were asked for have their finish reason."""
+        finished = self._finished
+        return len(finished) >= self._choices_wanted and all(finished.values())
 
     @property
     def has_choices(self) -> bool:
@@ -66,8 +71,8 @@ class ChunkWatch:
     def see(self, payload: bytes) -> Seen:
         """Take note of one chunk. Raises UpstreamError on an error event or anything else."""
         try:
-            chunk = orjson.loads(payload)
-        except orjson.JSONDecodeError as error:
+            chunk = jsontext.read(payload)
+        except ValueError as error:
             raise UpstreamBroken(f"{self._who} sent an event that is not JSON") from error
         choices = chunk.get("choices") if isinstance(chunk, dict) else None
         if type(choices) is not list or chunk.get("error"):
@@ -92,7 +97,7 @@ class ChunkWatch:
             chunk["id"] = self._call_id
             changed = True
         self._last = chunk
-        return Seen(orjson.dumps(chunk) if changed else payload, commits)
+        return Seen(self._written(chunk) if changed else payload, commits)
 
     def closing_payloads(self) -> list[bytes]:
         """Finish chunks for the choices that `[DONE]` left without one (TGI's tool calls)."""
@@ -102,13 +107,18 @@ class ChunkWatch:
                 reason = "tool_calls" if index in self._called_tools else "stop"
                 choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
                 self._finished[index] = True
-                payloads.append(orjson.dumps({**_head(self._last), "choices": [choice]}))
+                payloads.append(self._written({**_head(self._last), "choices": [choice]}))
         return payloads
 
     def usage_payload(self, usage: Usage) -> bytes:
         """The usage chunk for a client that asked for one where the upstream sent none."""
-        chunk = {**_head(self._last), "choices": [], "usage": usage_object(usage)}
-        return orjson.dumps(chunk)
+        return self._written({**_head(self._last), "choices": [], "usage": usage_object(usage)})
+
+    def _written(self, chunk: Json) -> bytes:
+        try:
+            return jsontext.write(chunk)
+        except ValueError as error:
+            raise UpstreamBroken(f"{self._who} sent a chunk that cannot be passed on") from error
 
     def _follow(self, choice: Json) -> bool:
         """Note what the choice brings; whether that is more than a role."""
@@ -185,9 +195,9 @@ def usage_in(value: Any) -> Usage | None:
     if not isinstance(value, dict):
         return None
     prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens", 0)
-    if type(prompt) is not int or prompt < 0:
+    if type(prompt) is not int or not 0 <= prompt <= _TOKENS_MAX:
         return None
-    if type(completion) is not int or completion < 0:
+    if type(completion) is not int or not 0 <= completion <= _TOKENS_MAX:
         return None
     return Usage(prompt, completion)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from router.core import vectors
+from router.core import jsontext, vectors
 from router.core.chunks import usage_in
 from router.core.refusal import classify_in_stream, complaint_in
 from router.errors import UpstreamBroken
@@ -101,14 +101,15 @@ def write_similarity(answer: Embeddings) -> bytes:
 def estimate_tokens(inputs: Sequence[str | list[int]]) -> int:
     """Tokens of inputs whose backend reports none: ids are counted, text at 4 bytes a token."""
     return sum(
-        len(item) if isinstance(item, list) else max(1, len(item.encode()) // 4) for item in inputs
+        len(item) if isinstance(item, list) else max(1, len(item.encode("utf-8", "replace")) // 4)
+        for item in inputs
     )
 
 
 def _load(body: bytes, who: str) -> Any:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        return jsontext.read(body)
+    except ValueError as error:
         raise UpstreamBroken(f"{who} answered with a body that is not JSON") from error
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from router.errors import NoRungLeft, RouterError, UpstreamError
-from router.types import UNKNOWN_ABILITIES, Abilities, Call, Json, Policy, Rung
+from router.types import UNKNOWN_ABILITIES, Abilities, Call, Json, Policy, Price, Rung
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class RungView:
     wait_s: float | None = None
     in_flight: int = 0
     first_token_s: float | None = None
+    learned_price: Price | None = None
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ def order(rungs: Sequence[Rung], policy: Policy, views: Mapping[str, RungView]) 
     if policy is Policy.BEST:
         return rungs[::-1]
     if policy is Policy.CHEAPEST:
-        return sorted(rungs, key=_price)
+        return sorted(rungs, key=lambda rung: _price(rung, views.get(rung.name, _FRESH)))
     if policy is Policy.FASTEST:
         return sorted(rungs, key=lambda rung: _speed(views.get(rung.name, _FRESH)))
     return rungs
@@ -170,10 +171,11 @@ def _wait(step: Step) -> float | None:
     return step.error.retry_after_s if step.error is not None else step.wait_s
 
 
-def _price(rung: Rung) -> tuple[bool, float]:
-    if rung.price is None:
+def _price(rung: Rung, view: RungView) -> tuple[bool, float]:
+    price = rung.price if rung.price is not None else view.learned_price
+    if price is None:
         return True, 0.0
-    return False, rung.price.input_nanousd + rung.price.output_nanousd
+    return False, price.input_nanousd + price.output_nanousd
 
 
 def _speed(view: RungView) -> tuple[bool, float]:

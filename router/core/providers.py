@@ -136,6 +136,29 @@ class CatalogueAbilities(Mapping[str, Abilities]):
         return len(self._entries)
 
 
+class CataloguePrices(Mapping[str, Price]):
+    """The published prices of a catalogue, found with and without a suffix.
+
+    A model without a price is not in it: unknown is not free.
+    """
+
+    def __init__(self, entries: Mapping[str, CatalogueEntry]) -> None:
+        self._entries = entries
+
+    def __getitem__(self, model: str) -> Price:
+        name = split_model(model)
+        price = price_of(self._entries[name.hub_id], name.suffix)
+        if price is None:
+            raise KeyError(model)
+        return price
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, entry in self._entries.items() if price_of(entry, "") is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def _entry(item: Any) -> CatalogueEntry | None:
     hub_id = item.get("id") if isinstance(item, dict) else None
     if not isinstance(hub_id, str) or not hub_id:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from router.core import jsontext
 from router.errors import (
     CallerMistake,
     PromptTooLong,
@@ -104,8 +105,8 @@ def complaint_in(value: Any) -> Complaint | None:
 def complaint_of(body: bytes) -> Complaint:
     """The complaint of an error answer's body, JSON or not."""
     try:
-        found = complaint_in(orjson.loads(body))
-    except orjson.JSONDecodeError:
+        found = complaint_in(jsontext.read(body))
+    except ValueError:
         found = None
     if found is not None:
         return found._replace(message=_shorten(found.message))
@@ -131,15 +132,27 @@ def classify(
     message = f"{who} answered {status}: {complaint.message}"
     if 300 <= status < 400:
         return UpstreamBroken(f"{who} answered with a redirect ({status}), which is not followed")
+    # What an upstream says to our token may repeat it, so these are told in our own words.
     if status in (401, 403):
-        return RungRefused(message, code="upstream_auth", cool_s=_TOKEN_COOL_S)
+        return RungRefused(
+            f"{who} refused our token ({status}): see its configuration",
+            code="upstream_auth",
+            cool_s=_TOKEN_COOL_S,
+        )
     if status == 402:
-        return RungRefused(message, code="upstream_credit", cool_s=_CREDIT_COOL_S, closes="backend")
+        return RungRefused(
+            f"{who} refused us for want of credit (402)",
+            code="upstream_credit",
+            cool_s=_CREDIT_COOL_S,
+            closes="backend",
+        )
     if status == 429:
         return UpstreamBusy(message, retry_after_s=retry_after_s)
     if is_too_long(complaint):
         return PromptTooLong(f"{who}: {complaint.message}", param="messages")
-    if is_model_unknown(complaint) or status in (404, 405, 410, 415):
+    if (refused := _model_refusal(message, complaint)) is not None:
+        return refused
+    if status in (404, 405, 410, 415):
         return RungRefused(message, code="upstream_model", cool_s=_MODEL_COOL_S)
     if status == 413:
         return RungRefused(message, code="upstream_too_large")
@@ -172,8 +185,8 @@ def classify_in_stream(who: str, complaint: Complaint) -> UpstreamError:
         return CallerMistake(f"{who}: {complaint.message}")
     if _TEMPLATE.match(complaint.message):
         return CallerMistake(f"{who}: {complaint.message}", param="messages")
-    if is_model_unknown(complaint):
-        return RungRefused(message, code="upstream_model", cool_s=_MODEL_COOL_S)
+    if (refused := _model_refusal(message, complaint)) is not None:
+        return refused
     if complaint.kind == "invalid_request_error" or complaint.code == "400":
         return CallerMistake(f"{who}: {complaint.message}", param=complaint.param)
     return UpstreamFailed(message)
@@ -187,13 +200,16 @@ def is_too_long(complaint: Complaint) -> bool:
     )
 
 
-def is_model_unknown(complaint: Complaint) -> bool:
+def _model_refusal(message: str, complaint: Complaint) -> RungRefused | None:
+    """The refusal of the rung's model. A code closes the rung; words, which may only repeat what a
+    caller wrote, move this one call on.
+    """
+    if complaint.code in _MODEL_CODES:
+        return RungRefused(message, code="upstream_model", cool_s=_MODEL_COOL_S)
     words = complaint.message[:_MESSAGE_CHARS_MAX]
-    return (
-        complaint.code in _MODEL_CODES
-        or _MODEL_WORDS.search(words) is not None
-        or _WRONG_TASK.search(words) is not None
-    )
+    if _MODEL_WORDS.search(words) is not None or _WRONG_TASK.search(words) is not None:
+        return RungRefused(message, code="upstream_model")
+    return None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -216,7 +232,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return "" if value is None else orjson.dumps(value, default=str).decode()
+    if value is None:
+        return ""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError:
+        return "(an error nested too deep to be shown)"
 
 
 def _shorten(text: str) -> str:

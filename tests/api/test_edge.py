@@ -87,17 +87,15 @@ async def test_token_ids_are_refused_with_the_hint_where_nothing_can_read_them()
         assert up.requests == []
 
 
-async def test_too_deep_for_the_way_out_is_the_callers_mistake() -> None:
-    deep = orjson.loads(b'{"a":' * 600 + b"1" + b"}" * 600)
+async def test_what_is_deep_or_odd_but_legal_is_relayed_as_it_is() -> None:
+    deep = b'{"a":' * 600 + b"1" + b"}" * 600
+    head = b'{"messages":[{"role":"user","content":"cut \\ud83d"}],"deep":'
     async with FakeUpstream(GOOD) as up, open_house(ladder_of(up.url)) as house:
-        status, body, _ = await house.post(
-            "/v1/chat/completions",
-            b'{"messages":[{"role":"user","content":"x"}],"deep":'
-            + b'{"a":' * 600 + b"1" + b"}" * 600 + b"}",
-        )  # fmt: skip
-        assert deep
-        assert status == 400
-        assert is_envelope(body)
+        status, _, _ = await house.post("/v1/chat/completions", head + deep + b"}")
+        assert status == 200
+        assert rb"cut \ud83d" in up.last.body
+        assert deep in up.last.body
+        assert house.lines[0]["status"] == 200
 
 
 async def raw(house: House, data: bytes, *, wait: bool = True) -> bytes:

@@ -481,7 +481,7 @@ def test_failures(
     ("status", "body", "kind", "words"),
     [
         (401, '{"detail":{"error":"Not authenticated","auth_message":null}}', RungRefused, "auth="),
-        (401, '{"detail":"bad token"}', RungRefused, "bad token"),
+        (401, '{"detail":"bad token"}', RungRefused, "refused our token"),
         (503, '{"detail":"Queue is full. Max size is 3 and size is 3."}', UpstreamBusy, "Max size"),
         (503, '{"detail":"Queue is stopped."}', UpstreamFailed, "stopped"),
         (503, "Your space is in error, check its status on hf.co", UpstreamFailed, "in error"),
