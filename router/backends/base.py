@@ -78,7 +78,7 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe found: `models` and `prices` map a model's name to what the backend says of it."""
+    """What a probe found: `models` and `prices` map a model's name to what is said of it."""
 
     state: State
     reason: str = ""

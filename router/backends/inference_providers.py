@@ -11,7 +11,7 @@ A refusal that follows from a key's own token or account closes nothing for the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from router.backends import openai_wire
 from router.backends.base import ChatAttempt, EmbedAttempt, EventStream, Probe, State

@@ -31,6 +31,7 @@ from router.types import (
 
 # A dollar for a million tokens is this many nano-dollars a token.
 _NANOUSD_PER_TOKEN = 1000.0
+_FREE = Price(0.0, 0.0)
 _SERVES = {"tgi": {Task.CHAT}, "tei": {Task.EMBEDDINGS}}
 # Clients of Hugging Face send these for "whatever is served", which is the default ladder.
 _MEANS_DEFAULT = ("dummy", "tgi")
@@ -170,7 +171,7 @@ def ladder(
     rungs: list[Rung] = []
     for place, rung in enumerate(raw.rungs):
         _check_rung(rung, task, backends, (*path, "rungs", place), report)
-        value = _rung(rung)
+        value = _rung(rung, backends.get(rung.backend))
         if any(value.name == earlier.name for earlier in rungs):
             report.problem(
                 (*path, "rungs", place), f"{value.name} is a rung of this ladder already; remove it"
@@ -217,8 +218,7 @@ def _check_rung(
         )
 
 
-def _rung(rung: schema.Rung) -> Rung:
-    price = rung.usd_per_mtok
+def _rung(rung: schema.Rung, backend: BackendConfig | None) -> Rung:
     return Rung(
         backend=rung.backend,
         model=rung.model,
@@ -229,11 +229,31 @@ def _rung(rung: schema.Rung) -> Rung:
             json_schema=rung.json_schema,
         ),
         max_in_flight=rung.max_in_flight,
-        price=None
-        if price is None
-        else Price(price.input * _NANOUSD_PER_TOKEN, (price.output or 0.0) * _NANOUSD_PER_TOKEN),
+        price=_price(rung, backend),
         tiers=frozenset(rung.tiers),
     )
+
+
+def _price(rung: schema.Rung, backend: BackendConfig | None) -> Price | None:
+    """The rung's own price, or nothing where a token costs nothing; None is not known here."""
+    own = rung.usd_per_mtok
+    if own is not None:
+        return Price(own.input * _NANOUSD_PER_TOKEN, (own.output or 0.0) * _NANOUSD_PER_TOKEN)
+    return _FREE if _is_free(backend) else None
+
+
+def _is_free(backend: BackendConfig | None) -> bool:
+    """Whether a token costs nothing there: it is our own machine, or paid by the hour."""
+    if isinstance(backend, schema.OpenAiBackend):
+        return is_private(_host(backend.url))
+    return backend is not None and not isinstance(backend, schema.ProvidersBackend)
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such an address is a problem already
+        return ""
 
 
 def _vector_space(

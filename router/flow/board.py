@@ -77,19 +77,38 @@ class Board:
             first_token_s if before is None else before + _EWMA_WEIGHT * (first_token_s - before)
         )
 
-    def failed(self, rung: Rung, error: UpstreamError, *, own_token: bool) -> None:
-        """An attempt failed. A refusal of a key's own token says nothing to the other keys."""
+    def failed(self, rung: Rung, error: UpstreamError, *, own_token: bool) -> str | None:
+        """An attempt failed; why the rung is closed now, or None where it stays open.
+
+        A refusal of a key's own token says nothing to the other keys.
+        """
         cool_s = error.cool_s
         if isinstance(error, UpstreamBusy) and cool_s is None and error.retry_after_s:
             cool_s = min(error.retry_after_s, _BUSY_COOL_S_MAX)
         if cool_s is None or (own_token and error.cause == "refused"):
-            return
-        reason = f"closed after: {error.message}"
+            return None
+        # Other callers read this, so it has none of the upstream's words: they may be a prompt's.
+        status = f" ({error.upstream_status})" if error.upstream_status else ""
+        reason = f"closed for {cool_s:g} s after: {error.cause}{status}"
         closed = _Closed(self._clock() + cool_s, reason, error.cause)
         if error.closes == "backend":
             self._backend(rung.backend).closed = closed
         else:
             self._rung(rung).closed = closed
+        return reason
+
+    def reopen(self, backend: str | None = None) -> None:
+        """Forget what closed the rungs of this backend, or of all: its token or rules are new."""
+        for name, state in self._backends.items():
+            if backend in (None, name):
+                state.closed = None
+        for rung, rung_state in self._rungs.items():
+            if backend is None or rung.startswith(f"{backend}/"):
+                rung_state.closed = None
+
+    def view(self, rung: Rung) -> RungView:
+        """What the plan may know of one rung now."""
+        return self._view(rung, self._clock())
 
     def is_ready(self, ladder: Ladder) -> bool:
         """Whether some rung of the ladder can be expected to answer."""
@@ -113,6 +132,10 @@ class Board:
                     "state": "cooling" if closed else _shown(probe.state),
                     "in_flight": state.in_flight,
                     "limit": rung.max_in_flight,
+                    "queued": 0,
+                    "first_token_ms": {"p50": _ms(state.first_token_s), "p95": None},
+                    "total_ms": {"p50": None, "p95": None},
+                    "error_share": 0.0,
                     "until": round(closed.until - now, 1) if closed else None,
                     "reason": closed.reason if closed else probe.reason or None,
                 }
@@ -128,6 +151,7 @@ class Board:
             wait_s=closed.until - now if closed else None,
             in_flight=state.in_flight,
             first_token_s=state.first_token_s,
+            learned_price=self._backend(rung.backend).probe.prices.get(rung.model),
         )
 
     def _learned(self, rung: Rung) -> Abilities:

@@ -270,6 +270,8 @@ class TestCatalogue:
         assert backend.abilities_of("org/m:a") == Abilities(context=10, tools=True, vision=False)
         assert backend.price_of("org/m:cheapest") == Price(1000.0, 2000.0)
         assert backend.price_of("org/other") is None
+        assert probe.prices["org/m:cheapest"] == Price(1000.0, 2000.0)
+        assert "org/other" not in probe.prices
 
     async def test_a_failed_probe_is_down_and_keeps_what_is_known(
         self, monkeypatch: pytest.MonkeyPatch

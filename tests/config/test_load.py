@@ -402,6 +402,29 @@ tiers = ["premium"]
     assert rung.tiers == {"premium"}
 
 
+@pytest.mark.parametrize(
+    ("backend", "is_free"),
+    [
+        ('kind = "tgi"\nurl = "https://tgi.example.org"', True),
+        ('kind = "inference-endpoint"\nurl = "https://x.example.org"', True),
+        ('kind = "gradio-space"\nspace = "a/b"', True),
+        ('kind = "openai"\nurl = "http://10.0.0.3:8000/v1"', True),
+        ('kind = "openai"\nurl = "http://[::1]:8000"', True),
+        ('kind = "openai"\nurl = "http://vllm:8000"', True),
+        ('kind = "openai"\nurl = "https://api.example.org/v1"', False),
+        ('kind = "openai"\nurl = "https://8.8.8.8"', False),
+        ('kind = "inference-providers"\ntoken = "env:HF_TOKEN"', False),
+    ],
+)
+def test_where_a_token_costs_nothing_its_price_is_known(backend: str, is_free: bool) -> None:
+    added = f"[backends.b]\n{backend}\n{RUNG.replace('gpu', 'b')}"
+    free = Price(0.0, 0.0)
+    assert good(GOOD + added).ladders["l"].rungs[0].price == (free if is_free else None)
+    own = f"{added}usd_per_mtok = {{ input = 1, output = 2 }}\n"
+    assert good(GOOD + own).ladders["l"].rungs[0].price == Price(1000.0, 2000.0)
+    assert good(GOOD).ladders["embed"].rungs[0].price == free
+
+
 def test_an_embeddings_ladder_is_one_vector_space() -> None:
     two = (
         f"{EMBED}[[ladders.l.rungs]]\nbackend='tei'\nmodel='BAAI/bge-m3'\n"

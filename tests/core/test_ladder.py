@@ -107,6 +107,13 @@ def test_the_order_follows_the_policy(policy: Policy, expected: str) -> None:
     assert [rung.backend for rung in order(LADDER.rungs, policy, views)] == list(expected)
 
 
+def test_a_learned_price_counts_where_the_rung_has_none() -> None:
+    dear, cheap = RungView(learned_price=Price(50, 50)), RungView(learned_price=Price(0, 0))
+    for view, expected in ((dear, "cab"), (cheap, "bca")):
+        views = {B.name: view, A.name: cheap}
+        assert [r.backend for r in order(LADDER.rungs, Policy.CHEAPEST, views)] == list(expected)
+
+
 def steps_of(*errors_or_causes: Any) -> list[Step]:
     steps = []
     for rung, one in zip((A, B, C), errors_or_causes, strict=False):

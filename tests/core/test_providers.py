@@ -13,6 +13,7 @@ from router.core.providers import (
     EMBEDDINGS_ROUTES,
     CatalogueAbilities,
     CatalogueEntry,
+    CataloguePrices,
     ModelName,
     Served,
     abilities_of,
@@ -142,9 +143,24 @@ class TestCatalogue:
         assert book["org/m:b"].context is None
         assert book.get("org/other:a") is None
 
+    def test_the_book_of_prices_has_only_what_is_published(self) -> None:
+        book = CataloguePrices(
+            {
+                "org/m": read_one(priced("a", 1, 2), priced("b", 3, 4)),
+                "org/half": read_one(priced("a", 1, 2), offer("b")),
+            }
+        )
+        assert list(book) == ["org/m"]
+        assert len(book) == 1
+        assert book["org/m"] == Price(3000.0, 4000.0)
+        assert book["org/m:a"] == Price(1000.0, 2000.0)
+        assert book["org/half:a"] == Price(1000.0, 2000.0)
+        assert book.get("org/half:b") is None
+        assert book.get("org/other") is None
+
     @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"data": 3}', b'{"data": [1, {}]}'])
     def test_what_is_no_catalogue_is_refused(self, body: bytes) -> None:
-        with pytest.raises(ValueError):  # noqa: PT011 (orjson's own words)
+        with pytest.raises(ValueError):
             read_catalogue(body)
 
     def test_unreadable_entries_are_left_out(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from router.backends.base import Probe, State
 from router.errors import RungRefused, UpstreamBusy, UpstreamFailed
 from router.flow.board import Board
-from router.types import Abilities, Ladder, Rung, Task
+from router.types import Abilities, Ladder, Price, Rung, Task
 
 A, B = Rung("hf", "a"), Rung("hf", "b")
 OTHER = Rung("gpu", "m")
@@ -75,6 +75,14 @@ def test_abilities_come_from_the_last_probe(board: Board) -> None:
     assert board.probed("hf", found) is False
     assert board.views((A, B))[A.name].learned.context == 5
     assert board.views((A, B))[B.name].learned.context is None
+
+
+def test_prices_come_from_the_last_probe(board: Board) -> None:
+    assert board.views((A,))[A.name].learned_price is None
+    board.probed("hf", Probe(State.UP, prices={"a": Price(1, 2)}))
+    views = board.views((A, B))
+    assert views[A.name].learned_price == Price(1, 2)
+    assert views[B.name].learned_price is None
 
 
 def test_ready_is_a_rung_that_is_neither_closed_nor_down(board: Board) -> None:
