@@ -58,7 +58,7 @@ def _read(name: str) -> Json:
 def _plan(request: Json, options: argparse.Namespace) -> Any:
     if not options.offline:
         try:
-            return ask("POST", "/router/v1/explain", options.url, request)
+            return ask("POST", "/router/v1/explain", options.url, options.config, request)
         except DaemonUnreachable as error:
             if options.url or not (options.config or find(None, os.environ, Path.cwd())):
                 raise DaemonRefused(str(error)) from error

@@ -75,10 +75,12 @@ def parser() -> argparse.ArgumentParser:
     _json_option(explain)
 
     status = commands.add_parser("status", help="the state of every rung")
+    _config_option(status)
     _daemon_options(status)
     _json_option(status)
 
     reload = commands.add_parser("reload", help="have the daemon read its configuration again")
+    _config_option(reload)
     _daemon_options(reload)
 
     keys = commands.add_parser("keys", help="make keys for clients")
@@ -98,7 +100,9 @@ def _json_option(command: argparse.ArgumentParser) -> None:
 
 
 def _daemon_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url", help="the daemon, instead of $RUNGWAY_URL or 127.0.0.1:8484")
+    command.add_argument(
+        "--url", help="the daemon, instead of $RUNGWAY_URL or where the configuration puts it"
+    )
 
 
 def _port(text: str) -> int:

@@ -11,7 +11,7 @@ from router.cli.remote import DaemonRefused, DaemonUnreachable, ask
 
 def run(options: argparse.Namespace) -> int:
     try:
-        ask("POST", "/router/v1/reload", options.url)
+        ask("POST", "/router/v1/reload", options.url, options.config)
     except (DaemonRefused, DaemonUnreachable) as error:
         print(f"rungway: {error}", file=sys.stderr)
         return FAILED

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from router.config.load import find, load_server
+from router.config.schema import Server
+from router.errors import ConfigError
 from router.types import Json
 
-_DEFAULT_URL = "http://127.0.0.1:8484"
 _LIMIT_S = 30.0
 
 
@@ -21,16 +26,22 @@ class DaemonRefused(Exception):
     """The daemon answered with an error; the text is its message."""
 
 
-def ask(method: str, path: str, url: str | None, body: Json | None = None) -> Any:
-    """The daemon's answer to one request. Raises DaemonUnreachable or DaemonRefused."""
-    base = (url or os.environ.get("RUNGWAY_URL") or _DEFAULT_URL).rstrip("/").removesuffix("/v1")
+def ask(
+    method: str, path: str, url: str | None, config: str | None, body: Json | None = None
+) -> Any:
+    """The daemon's answer to one request; `url` and `config` are as on the command line.
+
+    Raises DaemonUnreachable, DaemonRefused or ConfigError.
+    """
+    base = (url or os.environ.get("RUNGWAY_URL") or _configured_url(config)).rstrip("/")
+    base = base.removesuffix("/v1")
     key = os.environ.get("RUNGWAY_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         answer = httpx.request(
             method, base + path, json=body, headers=headers, timeout=_LIMIT_S, trust_env=False
         )
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise DaemonUnreachable(f"no daemon answers at {base}: {error}") from error
     try:
         value = answer.json()
@@ -42,3 +53,30 @@ def ask(method: str, path: str, url: str | None, body: Json | None = None) -> An
         hint = "; give a key in $RUNGWAY_API_KEY" if answer.status_code == 401 else ""
         raise DaemonRefused(f"{base} answered {answer.status_code}: {words}{hint}")
     return value
+
+
+def _configured_url(config: str | None) -> str:
+    """Where the daemon of this configuration listens; without any, where it does by default."""
+    path = find(config, os.environ, Path.cwd())
+    try:
+        server = Server() if path is None else load_server(path)
+    except ConfigError as error:
+        if config or os.environ.get("RUNGWAY_CONFIG"):
+            raise
+        # A file that only lies here, or that this user may not read, is no reason to give up.
+        server = Server()
+        print(f"{error}; asking the default address", file=sys.stderr)
+    if server.port == 0:
+        raise DaemonUnreachable(f"{path} lets the daemon take any free port; give its --url")
+    return f"http://{_reachable(server.host)}:{server.port}"
+
+
+def _reachable(host: str) -> str:
+    """A host to ask for what listens at `host`: "every address" is no address to ask."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return f"[{address}]" if address.version == 6 else str(address)

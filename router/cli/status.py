@@ -13,7 +13,7 @@ from router.cli.remote import DaemonRefused, DaemonUnreachable, ask
 
 def run(options: argparse.Namespace) -> int:
     try:
-        status = ask("GET", "/router/v1/status", options.url)
+        status = ask("GET", "/router/v1/status", options.url, options.config)
     except (DaemonRefused, DaemonUnreachable) as error:
         print(f"rungway: {error}", file=sys.stderr)
         return FAILED

@@ -64,6 +64,19 @@ def parse(text: str, source: str, environ: Mapping[str, str]) -> Config:
     return _parse(text, source, environ, None)
 
 
+def load_server(path: Path) -> schema.Server:
+    """[server] alone, for a command that asks the daemon. Raises ConfigError.
+
+    The rest is the daemon's to judge: its tokens need not be in the environment of a command.
+    """
+    text = _read(path)
+    report = Report(str(path), Lines(text))
+    table = _toml(text, str(path)).get("server", {})
+    server = read_table(schema.Server, table, ("server",), report, lambda *_: None)
+    report.raise_problems()
+    return server or schema.Server()
+
+
 def _read(path: Path) -> str:
     try:
         with open(path, "rb", opener=open_without_waiting) as file:

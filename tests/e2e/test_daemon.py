@@ -236,6 +236,46 @@ def test_explain_asks_the_daemon_or_the_configuration(tmp_path: Path, upstream: 
     assert rungway("explain", cwd=tmp_path, stdin="[")[0] == 2
 
 
+def test_the_commands_ask_where_the_configuration_puts_the_daemon(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    config = write_config(tmp_path, upstream.url)
+    asking = tmp_path / "asking"
+    asking.mkdir()
+
+    def asked(host: str, port: int) -> Path:
+        path = asking / "rungway.toml"
+        # The daemon has its token; whoever asks it need not.
+        path.write_text(
+            f'[server]\nhost = "{host}"\nport = {port}\n'
+            f'[backends.b]\nkind = "tgi"\nurl = "{upstream.url}"\ntoken = "env:ABSENT"\n'
+        )
+        return path
+
+    with daemon("--config", str(config), log=tmp_path / "log") as running:
+        port = int(running.url.rpartition(":")[2])
+        path = asked("0.0.0.0", port)
+        for where, cwd in ((("--config", str(path)), tmp_path), ((), asking)):
+            code, out, errors = rungway("status", *where, cwd=cwd)
+            assert (code, errors) == (0, "")
+            assert "b/org/m" in out
+            code, out, errors = rungway("explain", *where, cwd=cwd, stdin=json.dumps(HI))
+            assert (code, errors) == (0, "")
+            assert "take  b/org/m" in out
+            assert rungway("reload", *where, cwd=cwd)[:2] == (0, "reloaded\n")
+        assert rungway("status", cwd=asking, RUNGWAY_URL="http://127.0.0.1:1")[0] == 1
+    for host, shown in (("::", "[::1]"), ("::1", "[::1]"), ("localhost", "localhost")):
+        code, _, errors = rungway("status", "--config", str(asked(host, port)), cwd=tmp_path)
+        assert code == 1
+        assert f"no daemon answers at http://{shown}:{port}" in errors
+    code, _, errors = rungway("status", "--config", str(asked("::1", 0)), cwd=tmp_path)
+    assert (code, "--url" in errors) == (1, True)
+    path.write_text("[server]\nport = 99999\n")
+    code, _, errors = rungway("status", "--config", str(path), cwd=tmp_path)
+    assert (code, "rungway.toml:2" in errors) == (2, True)
+    assert rungway("status", "--url", "http://[", cwd=tmp_path)[0] == 1
+
+
 def test_a_created_key_works(tmp_path: Path, upstream: Upstream) -> None:
     code, out, _ = rungway("keys", "create", "alice", "--json", cwd=tmp_path)
     made = json.loads(out)
