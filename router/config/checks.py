@@ -263,25 +263,43 @@ def _vector_space(
     path: Path,
     report: Report,
 ) -> str:
-    """Vectors of different models cannot be compared, so a ladder never mixes them."""
+    """The one space of all rungs: vectors of different models cannot be compared.
+
+    A rung's own setting goes before the ladder's, and that before the model's name.
+    """
+    set_on = [((*path, "vector_space"), raw.vector_space)] if raw.vector_space is not None else []
+    set_on += [
+        ((*path, "rungs", place, "vector_space"), rung.vector_space)
+        for place, rung in enumerate(raw.rungs)
+        if rung.vector_space is not None
+    ]
     if task is not Task.EMBEDDINGS:
-        if raw.vector_space is not None:
-            report.problem((*path, "vector_space"), "belongs to embeddings ladders; remove it")
+        for where, _ in set_on:
+            report.problem(where, "belongs to embeddings ladders; remove it")
         return ""
-    if raw.vector_space is not None:
-        return raw.vector_space
-    first = ""
+    first = raw.vector_space or ""
     for place, rung in enumerate(raw.rungs):
-        space = model_without_suffix(rung.model, backends.get(rung.backend))
+        named = rung.vector_space or raw.vector_space
+        space = named or model_without_suffix(rung.model, backends.get(rung.backend))
         first = first or space
-        if space != first:
-            report.problem(
-                (*path, "rungs", place, "model"),
-                f'"{space}" is another model than "{first}" of the first rung, and vectors of '
-                "different models must not mix; if they are one model under two names, say so "
-                f'with vector_space = "{first}" below [{show(path)}]',
-            )
+        if space == first:
+            continue
+        where = (*path, "rungs", place, "model" if named is None else "vector_space")
+        report.problem(where, _two_spaces(space, first, named is None, path))
     return first
+
+
+def _two_spaces(space: str, first: str, is_model: bool, path: Path) -> str:
+    if not is_model:
+        return (
+            f'"{space}" is another vector space than "{first}" before it, and the vectors of one '
+            "ladder must not mix; put this rung into a ladder of its own"
+        )
+    return (
+        f'"{space}" is another model than "{first}" before it, and vectors of different models '
+        "must not mix; if they are one model under two names, say so with "
+        f'vector_space = "{first}" below [{show(path)}]'
+    )
 
 
 def model_without_suffix(model: str, backend: BackendConfig | None) -> str:

@@ -113,6 +113,7 @@ class Server(Section, frozen=True, kw_only=True):
     header_s: Seconds = 10.0
     body_s: Seconds = 60.0
     idle_connection_s: Seconds = 75.0
+    stall_s: Seconds = 60.0
     keepalive_s: Seconds = 15.0
     drain_s: SecondsOrZero = 30.0
     probe_s: Annotated[float, Meta(ge=1, le=3600)] = 15.0
@@ -221,6 +222,7 @@ class Rung(Section, frozen=True, kw_only=True):
     json_schema: bool | None = None
     max_in_flight: Count | None = None
     usd_per_mtok: UsdPerMtok | None = None
+    vector_space: Model | None = None
     tiers: tuple[Tier, ...] = ()
 
 

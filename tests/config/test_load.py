@@ -190,6 +190,28 @@ BROKEN: list[tuple[str, str, str, str]] = [
         "ladders.l.rungs[1].model",
         '"f" is another model than "e"',
     ),
+    (
+        f"{EMBED}[[ladders.l.rungs]]\nbackend='tei'\nmodel='e'\n"
+        "[[ladders.l.rungs]]\nbackend='hf'\nmodel='e'\nvector_space = 'f'\n",
+        "vector_space",
+        "ladders.l.rungs[1].vector_space",
+        '"f" is another vector space than "e"',
+    ),
+    (
+        f"{EMBED}vector_space = 'v'\n[[ladders.l.rungs]]\nbackend='tei'\nmodel='e'\n"
+        "vector_space = 'e' # own\n",
+        "# own",
+        "ladders.l.rungs[0].vector_space",
+        '"e" is another vector space than "v"',
+    ),
+    (
+        f"{EMBED}[[ladders.l.rungs]]\nbackend='tei'\nmodel='e'\nvector_space = 'v'\n"
+        "[[ladders.l.rungs]]\nbackend='hf'\nmodel = 'e' # second\n",
+        "# second",
+        "ladders.l.rungs[1].model",
+        '"e" is another model than "v"',
+    ),
+    (f"{RUNG}vector_space = 'x'\n", "vector", "ladders.l.rungs[0].vector_space", "remove it"),
     (f'[ladders.l]\nvector_space = "x"\n{RUNG[12:]}', "vector", "vector_space", "remove it"),
     ('[ladders.l]\naliases = ["embed"]\n' + RUNG[12:], "alia", "aliases[0]", "name of a ladder"),
     ('[ladders.l]\naliases = ["x", "x"]\n' + RUNG[12:], "alia", "aliases", "an alias twice"),
@@ -439,6 +461,16 @@ def test_an_embeddings_ladder_is_one_vector_space() -> None:
     )
     ladder = good(GOOD + named).ladders["l"]
     assert (ladder.vector_space, ladder.token_ids) == ("v", "model")
+
+
+def test_a_vector_space_may_stand_on_the_rungs() -> None:
+    both = (
+        f"{EMBED}[[ladders.l.rungs]]\nbackend='tei'\nmodel='bge'\nvector_space='BAAI/bge-m3'\n"
+        "[[ladders.l.rungs]]\nbackend='hf'\nmodel='BAAI/bge-m3:cheapest'\n"
+    )
+    assert good(GOOD + both).ladders["l"].vector_space == "BAAI/bge-m3"
+    with_ladders = both.replace("[[", "vector_space = 'BAAI/bge-m3'\n[[", 1)
+    assert good(GOOD + with_ladders).ladders["l"].vector_space == "BAAI/bge-m3"
 
 
 def test_only_a_providers_suffix_is_left_out_of_the_vector_space() -> None:
