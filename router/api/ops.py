@@ -10,6 +10,7 @@ from router.api.exchange import Exchange
 from router.api.metrics import RouterCollector, render
 from router.api.reply import json_reply
 from router.core import ladder as ladder_plans
+from router.errors import Forbidden
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,13 +34,13 @@ def health(exchange: Exchange) -> web.StreamResponse:
 
 
 def ready(exchange: Exchange) -> web.StreamResponse:
-    """GET /ready: some rung of every ladder can answer, and the daemon is not going down."""
+    """GET /ready: there is a ladder, some rung of every one can answer, and nothing is ending."""
     shared = exchange.shared
     ladders = {
         name: shared.board.is_ready(ladder)
         for name, ladder in exchange.service.names.ladders.items()
     }
-    is_ready = all(ladders.values()) and not shared.is_draining
+    is_ready = bool(ladders) and all(ladders.values()) and not shared.is_draining
     body = {"ready": is_ready, "draining": shared.is_draining, "ladders": ladders}
     return json_reply(body, 200 if is_ready else 503, exchange.headers())
 
@@ -54,7 +55,8 @@ def metrics(exchange: Exchange, collector: RouterCollector) -> web.StreamRespons
 
 def status(exchange: Exchange) -> web.StreamResponse:
     """GET /router/v1/status: the board as it is now."""
-    exchange.authenticate()
+    if not exchange.authenticate().admin:
+        raise Forbidden("the state of every rung is for keys with admin = true")
     board = exchange.shared.board
     found = {
         name: {"rungs": board.snapshot(ladder.rungs)}

@@ -64,7 +64,7 @@ async def _serve(options: argparse.Namespace) -> None:
 async def _run(config: Config, reread: Callable[[], Config] | None) -> None:
     for warning in config.warnings:
         logging.getLogger("rungway").warning("%s", warning)
-    await Daemon(config, reread, lambda url: _announce(url, config)).run()
+    await Daemon(config, reread, lambda url: announce(url, config)).run()
 
 
 def _as_told(config: Config, options: argparse.Namespace) -> Config:
@@ -76,9 +76,11 @@ def _as_told(config: Config, options: argparse.Namespace) -> Config:
     return config.with_server(msgspec.structs.replace(config.server, **changes))
 
 
-def _announce(url: str, config: Config) -> None:
+def announce(url: str, config: Config) -> None:
     """Where it listens, which ladders there are, and what to paste to try it."""
     _say(f"Rungway listens on {url}")
+    if not config.ladders:
+        _announce_nothing(config)
     for ladder in config.ladders.values():
         rungs = " → ".join(rung.name for rung in ladder.rungs)
         _say(f"  ladder {ladder.name} ({ladder.task.value}): {rungs}")
@@ -96,6 +98,24 @@ def _announce(url: str, config: Config) -> None:
         _say('  messages = [{"role": "user", "content": "Hello!"}]')
         _say(f'  answer = client.chat.completions.create(model="{chat.name}", messages=messages)')
         _say("  print(answer.choices[0].message.content)")
+
+
+def _announce_nothing(config: Config) -> None:
+    """A daemon without a ladder: why, and what to do about it."""
+    from router.hub.detect import usual_ports  # noqa: PLC0415
+
+    _say("  no ladder: nothing can be answered yet, and /ready answers 503")
+    if config.source is None:
+        ports = ", ".join(str(port) for port in usual_ports())
+        _say(f"looked for: model servers on 127.0.0.1, ports {ports}: none that can be used")
+        _say("            HF_TOKEN in the environment: not set")
+    else:
+        _say(f"looked for: [ladders.NAME] in {config.source}: there is none")
+    _say("do one of these, and start again:")
+    _say("  start a model server: TGI, TEI, vLLM, SGLang, llama.cpp, Ollama, LM Studio, Gradio")
+    _say("  set HF_TOKEN, for Hugging Face Inference Providers")
+    _say("  rungway serve --demo, with a small model on this machine")
+    _say("  write a configuration; `rungway detect` prints one of what it finds")
 
 
 def _first(config: Config, task: Task) -> Ladder | None:

@@ -171,7 +171,7 @@ def test_the_whole_sample_loads_with_its_values() -> None:
     assert embed.vector_space == "BAAI/bge-m3"
     (key,) = config.keys.values()
     assert (key.name, key.token) == ("alice", "hf_y")
-    assert key.ladders == {"assistant", "embed"}
+    assert key.ladders == frozenset({"assistant", "embed"})
     assert key.limits.max_input_bytes == 256 << 10
     # Nothing is warned of but what has no effect in this version.
     assert config.warnings

@@ -64,7 +64,8 @@ def _until_listening(process: subprocess.Popen[str], log: Path) -> tuple[str, li
         lines.append(line.rstrip("\n"))
         if found := re.match(r"Rungway listens on (\S+)", line):
             url = found[1]
-        if url and ("print(" in line or ("ladder" not in line and len(lines) > 12)):
+        # Its last words: how to try it, or what to do where there is nothing to try.
+        if url and ("print(" in line or "write a configuration" in line):
             return url, lines
     raise AssertionError(f"the daemon did not start: {lines} {log.read_text()}")
 

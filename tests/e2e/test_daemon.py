@@ -337,3 +337,15 @@ def test_without_a_configuration_it_finds_what_there_is(tmp_path: Path) -> None:
         assert httpx.get(f"{running.url}/health").status_code == 200
         assert any("looking for model servers" in line for line in running.lines)
         assert any("hf/" in line for line in running.lines)
+
+
+def test_without_a_ladder_it_is_not_ready_and_says_what_to_do(tmp_path: Path) -> None:
+    config = tmp_path / "empty.toml"
+    config.write_text('[server]\nauth = "open"\n')
+    with daemon("--config", str(config), log=tmp_path / "log") as running:
+        ready = httpx.get(f"{running.url}/ready")
+        assert (ready.status_code, ready.json()["ready"]) == (503, False)
+        assert httpx.get(f"{running.url}/health").status_code == 200
+        said = "\n".join(running.lines)
+    for words in ("no ladder", str(config), "HF_TOKEN", "--demo", "write a configuration"):
+        assert words in said
