@@ -168,6 +168,7 @@ class OpenAiStream:
         self._who = who
         self._parser = SseParser(event_bytes_max)
         self._ended = False
+        self._is_done = False
 
     async def read(self) -> list[Event]:
         while not self._ended:
@@ -179,12 +180,17 @@ class OpenAiStream:
                 raise UpstreamBroken(f"{self._who}: {error}") from error
             self._ended = not data
             if found:
-                return [_event(sse) for sse in found]
+                events = [_event(sse) for sse in found]
+                self._is_done = events[-1].kind is EventKind.DONE
+                return events
         return []
 
     def close(self) -> None:
         self._ended = True
-        self._response.close()
+        if self._is_done:
+            self._response.close_when_ended()
+        else:
+            self._response.close()
 
 
 def _event(sse: SseEvent) -> Event:

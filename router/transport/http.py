@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,8 @@ from router.transport.proxies import Proxies
 _IDLE_CONNECTION_S = 4.0
 _HEADER_BYTES_MAX = 32 << 10
 _READ_BYTES = 64 << 10
+_END_S = 0.25
+_SHOWN_CHARS_MAX = 100
 _WHOLE_BODY_BYTES_MAX = 1 << 20
 
 
@@ -35,15 +38,17 @@ class HttpResponse:
     connection, which is how an upstream learns that nobody listens any more.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, endings: set[asyncio.Task[None]]) -> None:
         self._response = response
+        self._endings = endings
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
     @property
     def content_type(self) -> str:
         """The media type without parameters, lower case; "" where there is none."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = self.headers.get("content-type", "")[:_SHOWN_CHARS_MAX]
+        return kind.partition(";")[0].strip().lower()
 
     async def read_chunk(self) -> bytes:
         """What has arrived, at most 64 KiB; b"" at the body's clean end. Raises UpstreamError."""
@@ -67,6 +72,26 @@ class HttpResponse:
     def close(self) -> None:
         self._response.close()
 
+    def close_when_ended(self) -> None:
+        """Close, but give a body whose content is all here a moment to end: its last chunk often
+        comes after it, and only then can the connection serve another request.
+        """
+        if self._response.connection is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._wait_for_end())
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _wait_for_end(self) -> None:
+        try:
+            async with asyncio.timeout(_END_S):
+                # Once: a body that goes on is not worth its connection.
+                await self._response.content.read(_READ_BYTES)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+            pass
+        finally:
+            self._response.close()
+
     async def __aenter__(self) -> HttpResponse:
         return self
 
@@ -79,12 +104,31 @@ class HttpResponse:
         self.close()
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Takes no connection from its pool on which something came after the last answer: what came
+    would be taken for the next caller's.
+    """
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        kept = self._conns.get(key)
+        if kept is not None and any(connection[0].should_close for connection in kept):
+            clean = deque(one for one in kept if not one[0].should_close)
+            for connection in kept:
+                if connection not in clean:
+                    connection[0].close()
+            if clean:
+                self._conns[key] = clean
+            else:
+                del self._conns[key]
+        return await super()._get(key, traces)
+
+
 class HttpClient:
     """Keep-alive connections to any number of hosts. Make it inside the running loop."""
 
     def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
+            connector=_Connector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
             headers={"Accept-Encoding": "identity"},
@@ -93,6 +137,7 @@ class HttpClient:
             read_bufsize=_READ_BYTES,
         )
         self._proxies = Proxies()
+        self._endings: set[asyncio.Task[None]] = set()
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
 
     async def send(
@@ -124,7 +169,7 @@ class HttpClient:
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _failure(error, f"on {method} {_safe(url)}") from error
-        return HttpResponse(response)
+        return HttpResponse(response, self._endings)
 
     async def fetch(
         self,
@@ -150,6 +195,8 @@ class HttpClient:
             ) from error
 
     async def aclose(self) -> None:
+        for task in list(self._endings):
+            task.cancel()
         await self._session.close()
 
 
@@ -182,5 +229,10 @@ def _words(error: Exception) -> str:
         return "the upstream closed the connection without an answer"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the upstream's answer was cut off"
-    cause: Any = getattr(error, "os_error", None) or error
-    return f"{type(error).__name__}: {cause}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"the connection failed ({error.os_error.strerror or error.os_error})"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the upstream's answer is no HTTP that can be read"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "the address is malformed"
+    return f"the connection broke ({type(error).__name__})"
