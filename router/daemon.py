@@ -35,6 +35,8 @@ _log = logging.getLogger("rungway")
 _BACKLOG = 1024
 # Calls of a replaced configuration may still use its backends for this long.
 _RETIRE_S = 900.0
+# For the last error events of calls that the drain could not wait for.
+_LAST_WORDS_S = 1.0
 
 
 class StartError(Exception):
@@ -78,6 +80,7 @@ class Daemon:
                 service = self._make(self._config)
             except SecretError as error:
                 raise StartError(str(error)) from error
+            self._services = [service]
             self._gateway = Gateway(service, self._shared, self.reload)
             server = self._server()
             listener = await self._listen(server)
@@ -87,7 +90,8 @@ class Daemon:
             notify("READY=1")
             await self._stopping.wait()
             await self._drain(listener, server)
-            await _close_backends(self._gateway.service)
+            for service in self._services:
+                await _close_backends(service)
         finally:
             await tasks.aclose()
             await self._client.aclose()
@@ -118,7 +122,9 @@ class Daemon:
                 _log.warning("server.%s changed: it takes effect at the next start", setting)
             old, self._gateway.service, self._config = self._gateway.service, service, config
             self._probe(service)
-            self._shared.tasks.spawn(_retire(old), "retire the old configuration")
+            self._services.append(service)
+            self._shared.board.reopen()
+            self._shared.tasks.spawn(self._retire(old), "retire the old configuration")
             _log.info("reloaded: %d ladders, %d keys", len(config.ladders), len(config.keys))
             return None
         finally:
@@ -131,7 +137,9 @@ class Daemon:
         settings = self._config.server
         return Server(
             self._gateway.handle,
+            refuse=self._gateway.refuse,
             header_s=settings.header_s,
+            stall_s=settings.stall_s,
             idle_connection_s=settings.idle_connection_s,
             connections_max=settings.max_connections,
         )
@@ -172,7 +180,13 @@ class Daemon:
         listener.close()
         _log.info("draining: %d calls in flight", self._shared.observer.in_flight)
         server.pre_shutdown()  # connections without a call go at once
-        await server.shutdown(limit_s)
+        await asyncio.gather(*(one.pipeline.drain(limit_s) for one in self._services))
+        await server.shutdown(_LAST_WORDS_S)
+
+    async def _retire(self, service: Service) -> None:
+        await asyncio.sleep(_RETIRE_S)
+        self._services.remove(service)
+        await _close_backends(service)
 
 
 async def _close_backends(service: Service) -> None:
@@ -180,13 +194,16 @@ async def _close_backends(service: Service) -> None:
         await backend.aclose()
 
 
-async def _retire(service: Service) -> None:
-    await asyncio.sleep(_RETIRE_S)
-    await _close_backends(service)
-
-
 def _needs_restart(old: Config, new: Config) -> list[str]:
-    names = ("host", "port", "workers", "header_s", "idle_connection_s", "max_connections")
+    names = (
+        "host",
+        "port",
+        "workers",
+        "header_s",
+        "stall_s",
+        "idle_connection_s",
+        "max_connections",
+    )
     return [name for name in names if getattr(old.server, name) != getattr(new.server, name)]
 
 

@@ -25,7 +25,8 @@ class RouterError(Exception):
     kind = "server_error"
     code: str | None = None
     origin = "router"
-    should_retry: bool | None = None
+    # Most faults may pass; a caller's own mistake does not.
+    should_retry = True
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class CallerError(RouterError):
 
     status = 400
     kind = "invalid_request_error"
-    should_retry: bool | None = False
+    should_retry = False
 
 
 class BadRequest(CallerError):
@@ -109,7 +110,7 @@ class RateLimited(CallerError):
     status = 429
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
-    should_retry = None
+    should_retry = True
 
 
 class BudgetExhausted(CallerError):
@@ -209,6 +210,16 @@ class RungRefused(UpstreamError):
     code = "upstream_refused"
 
 
+class UpstreamTooLarge(UpstreamError):
+    """This rung's limit of size is too small for the request; another may take it."""
+
+    status = 413
+    kind = "invalid_request_error"
+    code = "request_too_large"
+    cause = "too_large"
+    should_retry = False
+
+
 class PromptTooLong(UpstreamError):
     """This rung's context is too small; a later one may have room."""
 
@@ -257,14 +268,15 @@ class NoRungLeft(RouterFault):
         kind: str = "upstream_error",
         code: str = "no_rung_left",
         rungs: Sequence[dict[str, Any]] = (),
+        param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        super().__init__(message, code=code, param=param, retry_after_s=retry_after_s)
         self.status = status
         self.kind = kind
         self.rungs = list(rungs)
         # Room comes back, so a caller who waits as told may succeed; the rest was tried already.
-        self.should_retry = None if status == 429 else False
+        self.should_retry = status == 429
 
 
 class Draining(RouterFault):

@@ -123,9 +123,12 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a call asks of a rung. `prompt_tokens_min` never overestimates (see `core/needs.py`)."""
+    """What a call asks of a rung. `prompt_tokens_min` seldom overestimates; `prompt_chars` is all
+    of the prompt's text.
+    """
 
     prompt_tokens_min: int = 0
+    prompt_chars: int = 0
     tools: bool = False
     vision: bool = False
     json_schema: bool = False

@@ -92,6 +92,8 @@ class Backend(Protocol):
     name: str
     kind: str
     credential: Credential
+    takes_key_tokens: bool
+    """Whether a key's own token goes before the backend's here."""
 
     def unable(self, call: Call, rung: Rung) -> str | None:
         """Why this call cannot be put faithfully to this rung, or None. Pure; asked while planning.

@@ -95,6 +95,7 @@ class GradioSpaceBackend:
     """
 
     kind = "gradio-space"
+    takes_key_tokens = True
 
     def __init__(
         self,

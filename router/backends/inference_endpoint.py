@@ -119,6 +119,7 @@ class InferenceEndpointBackend:
     """`endpoint` is namespace/name, by the management API; or only `url`, without one."""
 
     kind = "inference-endpoint"
+    takes_key_tokens = True
 
     def __init__(
         self,

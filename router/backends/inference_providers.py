@@ -44,6 +44,7 @@ class InferenceProvidersBackend:
     """The router at `url` (with or without `/v1`), with the Hub at `hub_url` for look-ups."""
 
     kind = "inference-providers"
+    takes_key_tokens = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class OpenAiBackend:
     """One OpenAI-speaking server. `url` is its base, with or without `/v1`."""
 
     kind = "openai"
+    takes_key_tokens = False
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

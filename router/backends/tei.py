@@ -36,6 +36,7 @@ class TeiBackend:
     """One TEI server. `url` is its base, with or without `/v1`."""
 
     kind = "tei"
+    takes_key_tokens = False
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

@@ -35,6 +35,7 @@ class TgiBackend:
     """One TGI server. `url` is its base, with or without `/v1`."""
 
     kind = "tgi"
+    takes_key_tokens = False
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

@@ -84,6 +84,10 @@ class Credential:
         value = own or self._value
         return {"Authorization": f"Bearer {value}"} if value else {}
 
+    def hide(self, text: str) -> str:
+        """The text without the token, should an upstream have repeated it."""
+        return text.replace(self._value, "[token]") if self._value else text
+
     def reload(self) -> bool:
         """Read the token again; whether it changed. A failure keeps the old one."""
         if self.reference is None:

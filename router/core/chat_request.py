@@ -37,6 +37,8 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "top_logprobs": ((int,), "an integer"),
     "user": ((str,), "a string"),
 }
+# Servers take a part for what its fields say, whatever its type says.
+_MEDIA_URLS = ("image_url", "video_url", "audio_url", "input_image")
 _AT_LEAST_ONE = ("max_tokens", "max_completion_tokens", "n")
 
 
@@ -84,10 +86,11 @@ def needs_of(body: Json) -> Needs:
             for part in content:
                 if isinstance(part.get("text"), str):
                     size += len(part["text"])
-                vision |= part.get("type") == "image_url"
+                vision |= any(name in part for name in _MEDIA_URLS)
     form = body.get("response_format") or {}
     return Needs(
         prompt_tokens_min=size // _CHARS_PER_TOKEN_MAX,
+        prompt_chars=size,
         tools=bool(body.get("tools") or body.get("functions")),
         vision=vision,
         json_schema=form.get("type") == "json_schema",
@@ -155,13 +158,14 @@ def _image_urls(body: Json) -> list[str]:
         if not isinstance(content, list):
             continue
         for part in content:
-            if part.get("type") != "image_url":
-                continue
-            image = part.get("image_url")
-            url = image.get("url") if isinstance(image, dict) else image
-            if not isinstance(url, str):
-                raise _wrong(f"messages[{index}].content", "parts whose image_url has a url")
-            urls.append(url)
+            for name in _MEDIA_URLS:
+                if name not in part:
+                    continue
+                media = part[name]
+                url = media.get("url") if isinstance(media, dict) else media
+                if not isinstance(url, str):
+                    raise _wrong(f"messages[{index}].content", f"parts whose {name} has a url")
+                urls.append(url)
     return urls
 
 

@@ -55,6 +55,14 @@ def plan(
     return [_step(call, rung, views.get(rung.name, _FRESH), unable) for rung in rungs]
 
 
+def recheck(
+    step: Step, call: Call, view: RungView, unable: Callable[[Call, Rung], str | None]
+) -> None:
+    """Ask again for a step whose turn comes after an attempt: the plan may be seconds old."""
+    now = _step(call, step.rung, view, unable)
+    step.take, step.reason, step.cause, step.wait_s = now.take, now.reason, now.cause, now.wait_s
+
+
 def order(rungs: Sequence[Rung], policy: Policy, views: Mapping[str, RungView]) -> Sequence[Rung]:
     """The rungs by policy; what is not known sorts last, ties keep the ladder's order."""
     if policy is Policy.BEST:
@@ -93,7 +101,7 @@ def describe(steps: Sequence[Step]) -> list[Json]:
     ]
 
 
-def no_rung_left(ladder: str, steps: Sequence[Step]) -> RouterError:
+def no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str = "messages") -> RouterError:
     """The error for a call that no rung answered.
 
     If every rung gives the same reason, that is the answer's: a prompt too long for all is 400
@@ -110,6 +118,24 @@ def no_rung_left(ladder: str, steps: Sequence[Step]) -> RouterError:
             status=400,
             kind="invalid_request_error",
             code="context_length_exceeded",
+            rungs=rungs,
+            param=prompt_param,
+        )
+    if causes <= {"tier"}:
+        return NoRungLeft(
+            message,
+            status=403,
+            kind="invalid_request_error",
+            code="model_not_allowed",
+            rungs=rungs,
+            param="model",
+        )
+    if causes <= {"too_large", "prompt_too_long"}:
+        return NoRungLeft(
+            message,
+            status=413,
+            kind="invalid_request_error",
+            code="request_too_large",
             rungs=rungs,
         )
     if causes <= {"tools", "vision", "json_schema", "unable", "prompt_too_long"}:

@@ -25,6 +25,7 @@ from router.errors import (
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
+    UpstreamTooLarge,
 )
 
 _MESSAGE_CHARS_MAX = 600
@@ -155,7 +156,7 @@ def classify(
     if status in (404, 405, 410, 415):
         return RungRefused(message, code="upstream_model", cool_s=_MODEL_COOL_S)
     if status == 413:
-        return RungRefused(message, code="upstream_too_large")
+        return UpstreamTooLarge(message)
     if status in (408, 424) or status >= 500 or _UNPARSED in complaint.message:
         if status == 503 and retry_after_s is not None:
             return UpstreamBusy(message, retry_after_s=retry_after_s)

@@ -6,6 +6,7 @@ which rungs are closed until when and why, how many calls are in flight, and how
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from router.types import UNKNOWN_ABILITIES, Abilities, Json, Ladder, Rung
 _EWMA_WEIGHT = 0.2
 # A busy rung is left alone for as long as it asks, within reason.
 _BUSY_COOL_S_MAX = 60.0
+# Percentiles and error shares have their place in the status, and no measurement yet.
+_NOT_MEASURED = {"p50": None, "p95": None}
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class Board:
         self._clock = clock
         self._rungs: dict[str, _RungState] = {}
         self._backends: dict[str, _BackendState] = {}
+        self.alarms: dict[str, int] = defaultdict(int)
 
     def views(self, rungs: Iterable[Rung]) -> dict[str, RungView]:
         """What the plan may know of these rungs now."""
@@ -133,9 +137,9 @@ class Board:
                     "in_flight": state.in_flight,
                     "limit": rung.max_in_flight,
                     "queued": 0,
-                    "first_token_ms": {"p50": _ms(state.first_token_s), "p95": None},
-                    "total_ms": {"p50": None, "p95": None},
-                    "error_share": 0.0,
+                    "first_token_ms": dict(_NOT_MEASURED),
+                    "total_ms": dict(_NOT_MEASURED),
+                    "error_share": None,
                     "until": round(closed.until - now, 1) if closed else None,
                     "reason": closed.reason if closed else probe.reason or None,
                 }

@@ -8,18 +8,21 @@ happens to the client, the upstream or the task: `settle` does not await.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt
 from router.core import ladder
 from router.core.ladder import Step
-from router.errors import RouterError, UpstreamError, UpstreamTimeout
+from router.errors import Draining, InternalFault, RouterError, UpstreamError, UpstreamTimeout
 from router.flow import relay
 from router.flow.board import Board
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
 from router.flow.sink import Provenance, Sink
 from router.types import Call, ChatCall, Rung
+
+_log = logging.getLogger("rungway")
 
 
 class Pipeline:
@@ -40,6 +43,8 @@ class Pipeline:
         self._observer = observer
         self._clock = clock
         self._answer_bytes_max = answer_bytes_max
+        self._serving: set[asyncio.Task[object]] = set()
+        self._is_ending = False
 
     async def serve(self, call: Call, body_bytes: int, sink: Sink, record: Record) -> None:
         """Answer one call into the sink. Raises RouterError when nothing was sent.
@@ -50,21 +55,21 @@ class Pipeline:
         record.of_call(call)
         hold = self._ledger.admit(call.key, body_bytes)
         self._observer.in_flight += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
-            async with asyncio.timeout(call.ladder.limits.total_s):
-                await self._climb(call, sink, record, started)
-        except (RouterError, TimeoutError) as error:
-            fault = error if isinstance(error, RouterError) else self._too_long(call)
-            record.error = _outcome(fault)
-            record.status = fault.status
+            await self._within_total(call, sink, record, started)
+        except RouterError as fault:
+            record.error, record.status = _outcome(fault), fault.status
             if not sink.is_started:
-                raise fault from error
+                raise
             await sink.fail(fault)
-        except asyncio.CancelledError:
-            record.error = "client_left"
-            record.status = 499
+        except (asyncio.CancelledError, ConnectionError):
+            record.error, record.status = "client_left", 499
             raise
         finally:
+            self._serving.discard(task)
             self._observer.in_flight -= 1
             self._ledger.settle(hold, record.usage)
             record.total_s = self._clock() - started
@@ -73,13 +78,44 @@ class Pipeline:
         """Which rungs this call would try now, and why not the others."""
         return ladder.plan(call, self._board.views(call.ladder.rungs), self._unable)
 
+    async def drain(self, limit_s: float) -> None:
+        """Let what is being served end within the limit, then end it: each client hears why."""
+        if self._serving:
+            await asyncio.wait(set(self._serving), timeout=limit_s)
+        self._is_ending = True
+        for task in self._serving:
+            task.cancel()
+
+    async def _within_total(self, call: Call, sink: Sink, record: Record, started: float) -> None:
+        """Climb within the ladder's total time; whatever fails fails as a RouterError."""
+        try:
+            async with asyncio.timeout(call.ladder.limits.total_s):
+                await self._climb(call, sink, record, started)
+        except TimeoutError as error:
+            raise self._too_long(call) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._is_ending or task is None:
+                raise
+            task.uncancel()
+            raise Draining("Rungway is going down and could not wait for this answer") from None
+        except (RouterError, ConnectionError):
+            raise
+        except Exception as error:
+            # The edge of the flow: a fault of ours must end this call alone, and in its envelope.
+            _log.exception("%s failed in a way nobody foresaw", record.call_id)
+            words = f"Rungway failed; its log has the trace of {record.call_id}"
+            raise InternalFault(words) from error
+
     async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
         """Try the plan's rungs in order until one has answered."""
         steps = self.plan(call)
         for step in steps:
+            if step.take and record.attempts:
+                ladder.recheck(step, call, self._board.view(step.rung), self._unable)
             if not step.take:
                 continue
-            attempt = AttemptRecord(step.rung)
+            attempt = AttemptRecord(step.rung, "failed")
             record.attempts.append(attempt)
             try:
                 await self._attempt(call, step.rung, sink, record, started)
@@ -93,10 +129,12 @@ class Pipeline:
                 attempt.cause = "cancelled"
                 raise
             else:
+                attempt.cause = ""
                 record.rung = step.rung
                 record.status = 200
                 return
-        raise ladder.no_rung_left(call.ladder.name, steps)
+        param = "messages" if isinstance(call, ChatCall) else "input"
+        raise ladder.no_rung_left(call.ladder.name, steps, param)
 
     async def _attempt(
         self, call: Call, rung: Rung, sink: Sink, record: Record, started: float
@@ -126,9 +164,20 @@ class Pipeline:
             self._board.ended(rung)
 
     def _note_failure(self, call: Call, rung: Rung, error: UpstreamError) -> None:
-        self._board.failed(rung, error, own_token=call.key.token is not None)
-        if error.code == "upstream_auth":
-            self._backends[rung.backend].credential.reload()
+        """Tell the board, and raise the alarm where the rung closes for a reason to be mended."""
+        backend = self._backends[rung.backend]
+        error.message = backend.credential.hide(error.message)
+        if call.key.token:
+            error.message = error.message.replace(call.key.token, "[token]")
+        if error.code == "upstream_auth" and backend.credential.reload():
+            # A new token may be good: the next call finds out.
+            return
+        own_token = call.key.token is not None and backend.takes_key_tokens
+        closed = self._board.failed(rung, error, own_token=own_token)
+        if closed is not None and error.cause == "refused":
+            what = "backend" if error.closes == "backend" else "rung"
+            _log.error("ALARM: the %s of %s is %s", what, rung.name, closed)
+            self._board.alarms[rung.name] += 1
 
     def _unable(self, call: Call, rung: Rung) -> str | None:
         return self._backends[rung.backend].unable(call, rung)

@@ -34,6 +34,10 @@ async def probe_one(backend: Backend, board: Board) -> Probe:
         found = Probe(State.DOWN, f"no answer to a probe within {_PROBE_LIMIT_S:g} s")
     except RouterError as error:
         found = Probe(State.DOWN, error.message)
+    except Exception:
+        # The edge of a background task: one backend's odd answer must not end all probing.
+        _log.exception("the probe of %s failed in a way nobody foresaw", backend.name)
+        found = Probe(State.DOWN, "its probe failed; the log has the trace")
     if board.probed(backend.name, found):
         _log.info("backend %s is %s%s", backend.name, found.state.value, _because(found))
     return found

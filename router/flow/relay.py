@@ -18,6 +18,10 @@ from router.flow.patience import Patience
 from router.flow.sink import Provenance, Sink
 from router.types import ChatCall, Rung, Usage
 
+# Chunks that hold only a role are small and few; more of them is a fault, not an answer.
+_WITHHELD_BYTES_MAX = 1 << 20
+# How long a stream whose choices are all finished may take for its usage and its [DONE].
+_GRACE_S = 2.0
 # A rough mean over languages, for answers whose usage no upstream reports.
 _CHARS_PER_TOKEN = 4
 
@@ -53,8 +57,26 @@ async def stream(
     since_start_s: Callable[[], float],
 ) -> None:
     """A streamed chat answer, to its end. Raises UpstreamError where it breaks."""
-    call, limits = attempt.call, attempt.call.ladder.limits
-    relay = _Relay(attempt.rung, call)
+    relay = _Relay(attempt.rung, attempt.call)
+    try:
+        await _pass_on(backend, attempt, sink, record, provenance, since_start_s, relay)
+        await sink.write(relay.finish(), provenance)
+        await sink.end()
+    finally:
+        record.usage = relay.usage()
+
+
+async def _pass_on(
+    backend: Backend,
+    attempt: ChatAttempt,
+    sink: Sink,
+    record: Record,
+    provenance: Provenance,
+    since_start_s: Callable[[], float],
+    relay: _Relay,
+) -> None:
+    """Pass the stream's events on until it is done, or whole and then broken or silent."""
+    limits = attempt.call.ladder.limits
     try:
         async with Patience(attempt.rung.name) as patience:
             patience.wait("first_token", limits.first_token_s)
@@ -69,15 +91,16 @@ async def stream(
                             record.first_token_s = since_start_s()
                         patience.pause()
                         await sink.write(frames, provenance)
-                        patience.wait("idle", limits.idle_s)
+                        # Once it is whole, only a usage chunk and [DONE] can come.
+                        grace_s = _GRACE_S if relay.is_whole else limits.idle_s
+                        patience.wait("idle", min(grace_s, limits.idle_s))
                     if relay.error is not None:
                         raise relay.error
             finally:
                 opened.close()
-        await sink.write(relay.finish(), provenance)
-        await sink.end()
-    finally:
-        record.usage = relay.usage()
+    except UpstreamError:
+        if not relay.is_whole:
+            raise
 
 
 class _Relay:
@@ -86,13 +109,24 @@ class _Relay:
     def __init__(self, rung: Rung, call: ChatCall) -> None:
         self._rung = rung
         self._wants_usage = call.wants_usage
-        self._input_tokens_min = call.needs.prompt_tokens_min
-        self._watch = ChunkWatch(who=rung.name, call_id=call.id, wants_usage=call.wants_usage)
+        self._input_tokens = max(1, call.needs.prompt_chars // _CHARS_PER_TOKEN)
+        self._watch = ChunkWatch(
+            who=rung.name,
+            call_id=call.id,
+            wants_usage=call.wants_usage,
+            choices_wanted=call.body.get("n") or 1,
+        )
         self._withheld: list[bytes] = []
+        self._withheld_bytes = 0
         self._has_content = False
         self.is_done = False
         self.comments = b""
         self.error: UpstreamError | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """The answer has all that makes it complete, and no error came with it."""
+        return self._watch.is_complete and self.error is None
 
     def take(self, events: list[Event]) -> bytes:
         """The frames that may go out now.
@@ -117,7 +151,11 @@ class _Relay:
                 self._has_content |= commits
                 if payload is not None:
                     frames.append(sse.frame(payload))
+                    self._withheld_bytes += len(payload)
         if not self._has_content:
+            if self._withheld_bytes > _WITHHELD_BYTES_MAX:
+                words = f"sent {_WITHHELD_BYTES_MAX} bytes of chunks without any content"
+                self.error = UpstreamBroken(f"{self._rung.name} {words}")
             return b""
         self._withheld = []
         return b"".join(frames)
@@ -128,7 +166,7 @@ class _Relay:
         if not watch.has_choices:
             raise UpstreamBroken(f"{self._rung.name} ended its stream without an answer")
         closing = watch.closing_payloads() if self.is_done else []
-        if not watch.is_complete:
+        if not (self.is_done or watch.is_complete):
             raise UpstreamBroken(f"{self._rung.name} ended its stream before the answer was whole")
         if self._wants_usage and watch.usage is None and (usage := self.usage()) is not None:
             closing.append(watch.usage_payload(usage))
@@ -141,4 +179,4 @@ class _Relay:
         if watch.usage is not None or not watch.content_chars:
             return watch.usage
         output_tokens = max(1, watch.content_chars // _CHARS_PER_TOKEN)
-        return Usage(self._input_tokens_min, output_tokens, estimated=True)
+        return Usage(self._input_tokens, output_tokens, estimated=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router.core.ladder import RungView, Step, explain, no_rung_left, order, plan
+from router.core.ladder import RungView, Step, explain, no_rung_left, order, plan, recheck
 from router.errors import (
     ConnectFailed,
     NoRungLeft,
@@ -16,6 +16,7 @@ from router.errors import (
     UpstreamBusy,
     UpstreamError,
     UpstreamTimeout,
+    UpstreamTooLarge,
 )
 from router.types import Abilities, ChatCall, Key, Ladder, Needs, Policy, Price, Rung, Task
 
@@ -129,6 +130,7 @@ BUSY = UpstreamBusy("busy", retry_after_s=7)
 DOWN = ConnectFailed("refused")
 SLOW = UpstreamTimeout("slow", phase="first_token")
 OURS = RungRefused("401")
+LARGE = UpstreamTooLarge("413")
 
 
 @pytest.mark.parametrize(
@@ -137,10 +139,12 @@ OURS = RungRefused("401")
         (steps_of(LONG, "prompt_too_long"), 400, "context_length_exceeded", None, False),
         (steps_of("tools", "unable"), 400, "unsupported_parameter", None, False),
         (steps_of("tools", LONG), 400, "unsupported_parameter", None, False),
-        (steps_of(BUSY, DOWN), 429, "no_rung_left", 7, None),
-        (steps_of("busy"), 429, "no_rung_left", 1, None),
+        (steps_of(BUSY, DOWN), 429, "no_rung_left", 7, True),
+        (steps_of("busy"), 429, "no_rung_left", 1, True),
         (steps_of(DOWN, SLOW), 504, "no_rung_left", None, False),
         (steps_of(DOWN, LONG), 502, "no_rung_left", None, False),
+        (steps_of("tier", "tier"), 403, "model_not_allowed", None, False),
+        (steps_of(LARGE, LONG), 413, "request_too_large", None, False),
         (steps_of(OURS, "tier"), 502, "no_rung_left", None, False),
     ],
 )
@@ -160,3 +164,15 @@ def test_a_shorter_wait_of_a_closed_rung_is_told() -> None:
     closed = replace(Step(B, False, "closed", "busy"), wait_s=3.2)
     error = no_rung_left("ladder", [*steps_of(BUSY), closed])
     assert error.retry_after_s == 3.2
+
+
+def test_a_step_is_asked_again_when_its_turn_comes() -> None:
+    steps = plan(call(), {}, lambda call, rung: None)
+    assert steps[1].take
+    recheck(steps[1], call(), RungView(closed="closed since", wait_s=3), lambda call, rung: None)
+    assert (steps[1].take, steps[1].reason, steps[1].wait_s) == (False, "closed since", 3)
+
+
+def test_a_prompt_too_long_names_the_parameter() -> None:
+    assert no_rung_left("l", steps_of(LONG)).param == "messages"
+    assert no_rung_left("l", steps_of(LONG), "input").param == "input"

@@ -23,6 +23,7 @@ from router.errors import (
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
+    UpstreamTooLarge,
 )
 
 WHO = "gpu/org/m"
@@ -83,7 +84,7 @@ ANSWERS: dict[str, tuple[int, bytes, type[UpstreamError]]] = {
     "tgi bad json": (400, b"Failed to parse the request body as JSON", CallerMistake),
     "tgi wrong key": (401, b"", RungRefused),
     "tgi unhealthy": (503, native("unhealthy", "healthcheck"), UpstreamFailed),
-    "tgi body too large": (413, b"length limit exceeded", RungRefused),
+    "tgi body too large": (413, b"length limit exceeded", UpstreamTooLarge),
     # TEI
     "tei no permit": (429, flat("Model is overloaded", 429, "Overloaded"), UpstreamBusy),
     "tei too long": (422, flat(TOO_LONG_TEI, 422, "Tokenizer"), PromptTooLong),
@@ -383,3 +384,26 @@ DATE = "Fri, 21 Nov 2025 10:00:00 GMT"
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == seconds
+
+
+SECRET = "Bearer hf_secret"
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_what_is_said_to_our_token_is_not_repeated(status: int) -> None:
+    error = refusal(WHO, status, {}, orjson.dumps({"error": f"bad {SECRET}"}))
+    assert SECRET not in error.message
+    assert isinstance(error, RungRefused)
+    assert error.cool_s
+
+
+def test_words_that_may_be_a_callers_close_no_rung() -> None:
+    echo = {"error": {"message": "input: 'the model x is not supported by provider y'"}}
+    error = refusal(WHO, 400, {}, orjson.dumps(echo))
+    assert isinstance(error, UpstreamError)
+    assert error.cool_s is None
+
+
+def test_an_error_nested_beyond_writing_is_still_an_error() -> None:
+    deep = b'{"error":{"message":' + b"[" * 600 + b"]" * 600 + b"}}"
+    assert isinstance(refusal(WHO, 500, {}, deep), UpstreamFailed)

@@ -8,6 +8,7 @@ many connections were made, and whether a caller left.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -27,7 +28,7 @@ class Request:
 
     @property
     def json(self) -> Any:
-        return orjson.loads(self.body)
+        return json.loads(self.body)
 
 
 class Reply:

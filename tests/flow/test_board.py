@@ -111,7 +111,27 @@ def test_in_flight_is_counted(board: Board) -> None:
             "state": "closed",
             "in_flight": 1,
             "limit": None,
+            "queued": 0,
+            "first_token_ms": {"p50": None, "p95": None},
+            "total_ms": {"p50": None, "p95": None},
+            "error_share": None,
             "until": None,
             "reason": "not looked at yet",
         }
     ]
+
+
+def test_what_a_closed_rung_says_has_none_of_the_upstreams_words(board: Board) -> None:
+    refused = RungRefused("alice's secret prompt is not supported", cool_s=5)
+    refused.upstream_status = 400
+    assert board.failed(A, refused, own_token=False) == "closed for 5 s after: refused (400)"
+    assert "secret" not in str(board.views((A,))) + str(board.snapshot((A,)))
+
+
+def test_a_new_token_or_configuration_opens_what_was_closed(board: Board) -> None:
+    board.failed(A, RungRefused("402", cool_s=600, closes="backend"), own_token=False)
+    board.failed(OTHER, RungRefused("401", cool_s=60), own_token=False)
+    board.reopen("gpu")
+    assert closed(board) == ["hf/a", "hf/b"]
+    board.reopen()
+    assert closed(board) == []
