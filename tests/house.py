@@ -61,8 +61,8 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(config_text: str) -> AsyncIterator[House]:
-    """Serve this configuration. Raises ConfigError."""
+async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
+    """Serve this configuration in this environment. Raises ConfigError."""
     lines: list[Any] = []
     tasks = Tasks()
     shared = Shared(
@@ -73,12 +73,14 @@ async def open_house(config_text: str) -> AsyncIterator[House]:
         clock=time.monotonic,
     )
     upstream = HttpClient()
-    config = parse(config_text, "test.toml", {})
-    service = make_service(config, shared, upstream, {})
+    config = parse(config_text, "test.toml", environ)
+    service = make_service(config, shared, upstream, environ)
     gateway = Gateway(service, shared, lambda: None)
     server = Server(
         gateway.handle,
+        refuse=gateway.refuse,
         header_s=config.server.header_s,
+        stall_s=config.server.stall_s,
         idle_connection_s=config.server.idle_connection_s,
         connections_max=config.server.max_connections,
     )

@@ -51,8 +51,9 @@ class Exchange:
         self._arrived = self._clock()
         self._cors = service.guard.cors(request.headers.get("Origin"))
         self.record = Record(request_id, route)
-        client_id = request.headers.get("X-Client-Request-Id", "")
-        self.record.client_request_id = client_id[:_CLIENT_ID_CHARS_MAX]
+        client_id = request.headers.get("X-Client-Request-Id", "")[:_CLIENT_ID_CHARS_MAX]
+        # aiohttp lets any byte through, and the log and the metrics are for people.
+        self.record.client_request_id = "".join(c if " " <= c <= "~" else "?" for c in client_id)
 
     def authenticate(self) -> Key:
         """The caller's key. Raises Unauthenticated."""
@@ -98,6 +99,9 @@ class Exchange:
         else:
             body = b""
         parts, size = [body], len(body)
+        if self.request.headers.get("Expect", "").lower() == "100-continue":
+            # aiohttp answers this only in its Application; without it curl waits a second.
+            await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             async with asyncio.timeout(limits.body_s):
                 while chunk := await content.readany():

@@ -15,8 +15,10 @@ from aiohttp import web
 from router.api import openai, ops
 from router.api.exchange import Exchange, RequestIds
 from router.api.metrics import RouterCollector
-from router.api.reply import error_reply, json_reply
+from router.api.reply import SERVER_NAME, error_reply, json_reply
 from router.api.service import Service, Shared
+from router.api.sink import header_text
+from router.config.addresses import is_loopback
 from router.errors import (
     BadRequest,
     Draining,
@@ -26,6 +28,7 @@ from router.errors import (
     RouterError,
     UnknownUrl,
 )
+from router.flow.observe import Record
 from router.types import Key
 
 _log = logging.getLogger("rungway")
@@ -66,7 +69,7 @@ class Gateway:
         except RouterError as error:
             record.status = error.status
             record.error = record.error or error.code or error.kind
-            reply = error_reply(error, exchange.headers())
+            reply = error_reply(error, {**exchange.headers(), **_attempts(record)})
             if record.error in ("request_too_large", "request_timeout"):
                 # What is left of the body is not worth reading.
                 reply.force_close()
@@ -78,14 +81,27 @@ class Gateway:
             record.error = record.error or "client_left"
             raise
         except Exception:
+            # The last edge: what fails here must not take the connection's other requests along.
             _log.exception("%s failed in a way nobody foresaw", exchange.id)
             record.status, record.error = 500, "internal_error"
+            if request.writer.output_size > 0:
+                # An answer has begun; a second one inside it would be a lie.
+                if request.transport is not None:
+                    request.transport.abort()
+                raise ConnectionError("the answer has begun and cannot become an error") from None
             fault = InternalFault(f"Rungway failed; its log has the trace of {exchange.id}")
             return error_reply(fault, exchange.headers())
         finally:
             if record.task or record.error:
                 record.total_s = exchange.elapsed_s()
                 self.shared.observer.record(record)
+
+    def refuse(self, error: RouterError) -> web.Response:
+        """The answer to bytes that are no request, with an id and a line of its own."""
+        record = Record(self._ids.next(), "(unreadable)")
+        record.status, record.error = error.status, error.code or error.kind
+        self.shared.observer.record(record)
+        return error_reply(error, {"x-request-id": record.call_id, "Server": SERVER_NAME})
 
     async def _answer(self, exchange: Exchange, path: str) -> web.StreamResponse:
         request, guard = exchange.request, self.service.guard
@@ -99,7 +115,7 @@ class Gateway:
         guard.check_browser(request.headers.get("Host"), origin)
         handler = self._find(method, path)
         if path in _OPS:
-            if self.service.ops_need_key:
+            if self.service.ops_need_key and not _is_from_here(request):
                 _require_admin(exchange.authenticate())
         elif self.shared.is_draining:
             raise Draining("Rungway is going down; ask again in a moment")
@@ -129,6 +145,13 @@ class Gateway:
         return ops.metrics(exchange, self._collector)
 
 
+def _is_from_here(request: web.BaseRequest) -> bool:
+    """Whether the caller is on this machine: a container's own health check is."""
+    transport = request.transport
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    return isinstance(peer, tuple) and is_loopback(str(peer[0]))
+
+
 def _plain_path(request: web.BaseRequest) -> str:
     """The path as the routes are named: still encoded, without `/v1` and the trailing slash."""
     path = request.raw_path
@@ -139,6 +162,14 @@ def _plain_path(request: web.BaseRequest) -> str:
     if path == "/v1" or path.startswith("/v1/"):
         path = path[3:]
     return path
+
+
+def _attempts(record: Record) -> dict[str, str]:
+    """What was tried for an answer that is an error."""
+    if not record.attempts:
+        return {}
+    last = header_text(record.attempts[-1].rung.name)
+    return {"x-rungway-attempts": str(len(record.attempts)), "x-rungway-rung": last}
 
 
 def _require_admin(key: Key) -> None:

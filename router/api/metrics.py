@@ -54,6 +54,12 @@ class RouterCollector(Collector):
         yield GaugeMetricFamily(
             "rungway_calls_in_flight", "Calls that are being served.", observer.in_flight
         )
+        yield _counter(
+            "rungway_alarms",
+            "Rungs that closed for a reason to be mended: a token, credit, a model.",
+            ("rung",),
+            {(name,): count for name, count in self._shared.board.alarms.items()},
+        )
         yield self._rungs()
 
     def _rungs(self) -> Metric:

@@ -44,9 +44,10 @@ def envelope(error: RouterError) -> Json:
 
 
 def error_headers(error: RouterError) -> dict[str, str]:
-    headers = {"x-rungway-origin": error.origin}
-    if error.should_retry is not None:
-        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    headers = {
+        "x-rungway-origin": error.origin,
+        "x-should-retry": "true" if error.should_retry else "false",
+    }
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, MethodNotAllowed):

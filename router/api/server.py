@@ -7,28 +7,36 @@ envelope, and a connection that does not finish its first request head in time i
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from router.api.reply import SERVER_NAME, error_reply
 from router.errors import BadRequest, InternalFault, RouterError
 
 _log = logging.getLogger("rungway")
-HEAD_BYTES_MAX = 64 << 10
 _LINE_BYTES_MAX = 16 << 10
+
+# Makes and records the answer to what could not be read as a request.
+Refuse = Callable[[RouterError], web.Response]
 
 
 class Connection(RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_header_s",)
+    __slots__ = ("_header_s", "_refuse", "_stall_s", "_stall_timer")
 
-    def __init__(self, manager: Server, *, header_s: float, **kwargs: Any) -> None:
+    def __init__(
+        self, manager: Server, *, header_s: float, stall_s: float, refuse: Refuse, **kwargs: Any
+    ) -> None:
         super().__init__(manager, **kwargs)
         self._header_s = header_s
+        self._stall_s = stall_s
+        self._refuse = refuse
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         manager = self._manager
@@ -46,6 +54,30 @@ class Connection(RequestHandler):
             self._next_keepalive_close_time, self._process_keepalive
         )
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waiting = len(self._messages)
+        if waiting > 1 or (waiting and self._request_in_progress):
+            # A request behind one that is being served: while it waits, aiohttp reads no further,
+            # and would not see its client leave. No client needs pipelining; this one is the last.
+            keep = 0 if self._request_in_progress else 1
+            while len(self._messages) > keep:
+                self._messages.pop()
+            self.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stall_timer is None:
+            self._stall_timer = self._loop.call_later(self._stall_s, self._stalled)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._drop_stall_timer()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._drop_stall_timer()
+        super().connection_lost(exc)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -61,9 +93,20 @@ class Connection(RequestHandler):
             error = BadRequest(f"this is no HTTP request that can be read: {message or exc}")
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun and cannot become an error")
-        reply = error_reply(error, {"Server": SERVER_NAME})
+        reply = self._refuse(error)
         reply.force_close()
         return reply
+
+    def _stalled(self) -> None:
+        """The client has read nothing for so long that what waits for it is given up."""
+        self._stall_timer = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _drop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
 
 class Server(web.Server):
@@ -73,14 +116,18 @@ class Server(web.Server):
         self,
         handler: Any,
         *,
+        refuse: Refuse,
         header_s: float,
+        stall_s: float,
         idle_connection_s: float,
         connections_max: int,
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.connections_max = connections_max
         self._settings: dict[str, Any] = {
+            "refuse": refuse,
             "header_s": header_s,
+            "stall_s": stall_s,
             "keepalive_timeout": idle_connection_s,
             "access_log": None,
             "max_line_size": _LINE_BYTES_MAX,

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from router.api.reply import JSON_TYPE, error_frame
 from router.core.sse import comment
@@ -26,6 +26,10 @@ _STREAM_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 _KEEP_ALIVE = comment("keep-alive")
+# How long a backend's comment may wait for the answer that would go before it.
+_COMMENT_HOLD_S = 2.0
+# How long a failed stream's last bytes may take to a client that has stopped reading.
+_LINGER_S = 5.0
 
 
 class HttpSink:
@@ -51,7 +55,9 @@ class HttpSink:
         self._stream: web.StreamResponse | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
-        self._wrote_at = 0.0
+        self._words = _KEEP_ALIVE
+        self._expected_at = self._wrote_at = 0.0
+        self._is_ended = False
         self._loop = asyncio.get_running_loop()
         self.is_committed = False
         self.is_started = False
@@ -66,7 +72,7 @@ class HttpSink:
 
     def expect_stream(self) -> None:
         """A stream will be the answer: from now on a client that waits gets comments."""
-        self._wrote_at = self._loop.time()
+        self._expected_at = self._wrote_at = self._loop.time()
         self._timer = self._loop.call_later(self._keepalive_s, self._look)
 
     async def write(self, frames: bytes, provenance: Provenance) -> None:
@@ -78,6 +84,13 @@ class HttpSink:
     async def comment(self, frame: bytes) -> None:
         if self.is_committed:
             return
+        if self._stream is None:
+            # Headers that go out now can name no rung and turn no failure into a status, so the
+            # words wait a little for an answer.
+            self._words = frame
+            if self._loop.time() - self._expected_at < _COMMENT_HOLD_S:
+                self._look_within(_COMMENT_HOLD_S)
+                return
         stream = self._stream or await self._start(None)
         self._wrote_at = self._loop.time()
         await stream.write(frame)
@@ -85,16 +98,25 @@ class HttpSink:
     async def end(self) -> None:
         assert self._stream is not None
         self._rest()
+        self._is_ended = True
         await self._stream.write_eof()
 
     async def fail(self, error: RouterError) -> None:
         """One error event, flushed; then the connection closes without the last chunk."""
         assert self._stream is not None
         self._rest()
-        await self._stream.write(error_frame(error))
+        transport = self._request.transport
         self._stream.force_close()
-        if self._request.transport is not None:
-            self._request.transport.close()
+        if transport is None:
+            return
+        if self._is_ended:
+            # The last chunk is on its way to a client that does not take it.
+            transport.abort()
+            return
+        self._is_ended = True
+        await self._stream.write(error_frame(error))
+        transport.close()
+        self._loop.call_later(_LINGER_S, transport.abort)
 
     def close(self) -> None:
         """The call is over, however it ended."""
@@ -113,6 +135,9 @@ class HttpSink:
         if provenance is not None:
             headers.update(provenance_headers(provenance))
         stream = web.StreamResponse(headers=headers)
+        if self._request.version < HttpVersion11:
+            # Without chunks only the closing tells where the stream ends.
+            stream.force_close()
         self._stream = self.response = stream
         self.is_started = True
         await stream.prepare(self._request)
@@ -121,17 +146,24 @@ class HttpSink:
     def _look(self) -> None:
         """Send a comment if nothing was written for long; then look again in time."""
         waited_s = self._loop.time() - self._wrote_at
-        if waited_s >= self._keepalive_s:
+        has_words = self._stream is None and self._words is not _KEEP_ALIVE
+        if has_words or waited_s >= self._keepalive_s:
             waited_s = 0.0
             if self._beating is None or self._beating.done():
                 self._beating = self._tasks.spawn(self._beat(), "keep-alive comment")
         self._timer = self._loop.call_later(self._keepalive_s - waited_s, self._look)
 
+    def _look_within(self, limit_s: float) -> None:
+        if self._timer is not None and self._timer.when() > self._loop.time() + limit_s:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(limit_s, self._look)
+
     async def _beat(self) -> None:
         try:
             stream = self._stream or await self._start(None)
             self._wrote_at = self._loop.time()
-            await stream.write(_KEEP_ALIVE)
+            words, self._words = self._words, _KEEP_ALIVE
+            await stream.write(words)
         except ConnectionError:
             # The client left; the call's own task is told by the server.
             return
@@ -146,12 +178,12 @@ class HttpSink:
 def provenance_headers(provenance: Provenance) -> dict[str, str]:
     headers = {"x-rungway-attempts": str(provenance.attempts)}
     if provenance.rung is not None:
-        headers["x-rungway-rung"] = _header_text(provenance.rung.name)
+        headers["x-rungway-rung"] = header_text(provenance.rung.name)
     if provenance.clamped_to is not None:
         headers["x-rungway-clamped"] = str(provenance.clamped_to)
     return headers
 
 
-def _header_text(name: str) -> str:
+def header_text(name: str) -> str:
     """A rung's name as it may stand in a header: models may be file paths in any script."""
     return name if name.isascii() else quote(name, safe="/:@!$&'()*+,;= ")
