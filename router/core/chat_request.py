@@ -39,6 +39,8 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 # Servers take a part for what its fields say, whatever its type says.
 _MEDIA_URLS = ("image_url", "video_url", "audio_url", "input_image")
+# OpenAI's two names, and llama.cpp's own, which it reads first and where -1 is without end.
+_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 _AT_LEAST_ONE = ("max_tokens", "max_completion_tokens", "n")
 
 
@@ -105,14 +107,15 @@ def clamp(body: Json, output_tokens_max: int | None) -> tuple[Json, int | None]:
     """
     if output_tokens_max is None:
         return body, None
-    asked = [name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
-    if asked and all(body[name] <= output_tokens_max for name in asked):
-        return body, None
-    fields = {
-        name: min(body.get(name) or output_tokens_max, output_tokens_max)
-        for name in asked or ["max_tokens"]
+    asked = {name: body[name] for name in _OUTPUT_LIMITS if body.get(name) is not None}
+    if not asked.keys() & {"max_completion_tokens", "max_tokens"}:
+        asked["max_tokens"] = None
+    changed = {
+        name: output_tokens_max
+        for name, value in asked.items()
+        if type(value) is not int or not 0 < value <= output_tokens_max
     }
-    return {**body, **fields}, output_tokens_max
+    return ({**body, **changed}, output_tokens_max) if changed else (body, None)
 
 
 class ImageRules(NamedTuple):

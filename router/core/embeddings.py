@@ -74,6 +74,22 @@ def join(parts: Sequence[Embeddings]) -> Embeddings:
     )
 
 
+def fit(answer: Embeddings, dimensions: int | None, *, who: str) -> Embeddings:
+    """The vectors at the length that was asked for. Raises UpstreamBroken where they are shorter.
+
+    A backend that knows no `dimensions` sends its own length: the first values at unit length are
+    what OpenAI's `dimensions` means.
+    """
+    if dimensions is None or all(len(raw) == dimensions * 4 for raw in answer.vectors):
+        return answer
+    try:
+        return Embeddings(
+            [vectors.shorten(raw, dimensions) for raw in answer.vectors], answer.usage
+        )
+    except ValueError as error:
+        raise UpstreamBroken(f"{who}: {error}, as was asked for") from error
+
+
 def write_openai(answer: Embeddings, *, model: str, base64: bool) -> bytes:
     """The OpenAI answer to send to the client."""
     encode: Any = vectors.to_base64 if base64 else vectors.unpack

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
 from router.core import sse
 from router.core.chunks import ChunkWatch
+from router.core.embeddings import fit
 from router.errors import UpstreamBroken, UpstreamError
 from router.flow.observe import Record
 from router.flow.patience import Patience
@@ -44,6 +45,7 @@ async def embeddings(
     async with Patience(attempt.rung.name) as patience:
         patience.wait("answer", attempt.call.ladder.limits.answer_s)
         vectors = await backend.embed(attempt)
+        vectors = fit(vectors, attempt.call.dimensions, who=attempt.rung.name)
     record.usage = vectors.usage
     await sink.send_embeddings(vectors, provenance)
 

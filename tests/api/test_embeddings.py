@@ -90,3 +90,16 @@ async def test_the_next_rung_answers_when_the_first_is_down() -> None:
             )
     assert status == 200
     assert headers["x-rungway-attempts"] == "2"
+
+
+async def test_dimensions_that_a_backend_does_not_know_are_kept_all_the_same() -> None:
+    async with FakeUpstream(GOOD) as up, open_house(ladder_of(up.url)) as house:
+        body = {"model": "embed", "input": ["a", "b"], "dimensions": 4}
+        _, answer, _ = await house.post("/v1/embeddings", body)
+        for item in answer["data"]:
+            assert len(item["embedding"]) == 4
+            assert sum(value * value for value in item["embedding"]) == pytest.approx(1)
+        assert up.last.json["dimensions"] == 4
+        status, answer, _ = await house.post("/v1/embeddings", {**body, "dimensions": 9})
+        assert status == 502
+        assert "fewer than 9" in answer["error"]["message"]

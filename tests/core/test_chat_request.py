@@ -145,6 +145,9 @@ def test_needs_are_found() -> None:
         ({}, 50, {"max_tokens": 50}, 50),
         ({"max_tokens": 40}, 50, {"max_tokens": 40}, None),
         ({"max_tokens": 60}, 50, {"max_tokens": 50}, 50),
+        ({"n_predict": -1}, 50, {"n_predict": 50, "max_tokens": 50}, 50),
+        ({"n_predict": "x", "max_tokens": 5}, 50, {"n_predict": 50, "max_tokens": 5}, 50),
+        ({"n_predict": 7, "max_tokens": 5}, 50, {"n_predict": 7, "max_tokens": 5}, None),
         ({"max_completion_tokens": 60}, 50, {"max_completion_tokens": 50}, 50),
         (
             {"max_completion_tokens": None},
