@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,8 +17,16 @@ from prometheus_client.registry import Collector
 
 from router import __version__
 from router.api.service import Shared
-from router.flow.observe import DURATION_BUCKETS_S, Histogram
+from router.flow.observe import GenAiCounts, Histogram
 from router.types import Ladder
+
+# Request model: the ladder. Provider: the backend. Response model: the rung's.
+_GEN_AI_LABELS = (
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "gen_ai_response_model",
+)
 
 
 class RouterCollector(Collector):
@@ -51,6 +60,10 @@ class RouterCollector(Collector):
             ("ladder", "rung"),
             observer.first_tokens,
         )
+        yield from _gen_ai(observer.gen_ai)
+        yield CounterMetricFamily(
+            "rungway_log_lines_lost", "Calls whose line could not be written.", observer.lines_lost
+        )
         yield GaugeMetricFamily(
             "rungway_calls_in_flight", "Calls that are being served.", observer.in_flight
         )
@@ -78,6 +91,28 @@ def render(collector: RouterCollector) -> bytes:
     return generate_latest(registry)
 
 
+def _gen_ai(counts: GenAiCounts) -> Iterable[Metric]:
+    """The names that OpenTelemetry's GenAI conventions define, in Prometheus' spelling."""
+    yield _histogram(
+        "gen_ai_client_operation_duration_seconds",
+        "From a call's arrival to its end, by the last rung tried.",
+        (*_GEN_AI_LABELS, "error_type"),
+        counts.durations,
+    )
+    yield _histogram(
+        "gen_ai_client_operation_time_to_first_chunk_seconds",
+        "From a call's arrival to its stream's first content.",
+        _GEN_AI_LABELS,
+        counts.first_chunks,
+    )
+    yield _histogram(
+        "gen_ai_client_token_usage",
+        "Tokens of one call.",
+        (*_GEN_AI_LABELS, "gen_ai_token_type"),
+        counts.tokens,
+    )
+
+
 def _build_info() -> Metric:
     family = GaugeMetricFamily("rungway_build_info", "The version that runs.", labels=("version",))
     family.add_metric((__version__,), 1.0)
@@ -98,8 +133,9 @@ def _histogram(
     for key, histogram in values.items():
         running = 0
         buckets = []
-        for bound, count in zip((*DURATION_BUCKETS_S, "+Inf"), histogram.counts, strict=True):
+        bounds = (*histogram.bounds, math.inf)
+        for bound, count in zip(bounds, histogram.counts, strict=True):
             running += count
-            buckets.append((str(bound), float(running)))
+            buckets.append(("+Inf" if bound == math.inf else str(bound), float(running)))
         family.add_metric(key, buckets, histogram.total)
     return family

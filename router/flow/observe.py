@@ -1,21 +1,27 @@
 """What is known of a call when it has ended: one JSON log line, and counters for the metrics.
 
-Never a prompt, a key's secret or a token. The counters are plain numbers; a collector turns them
-into Prometheus samples when somebody scrapes (`api/metrics.py`), since a client library's
-`labels().observe()` costs over a microsecond.
+Never a prompt, a key's secret or a token, and no label of a metric from a client's text: ladders
+and rungs are the configuration's names, outcomes our own words. The counters are plain numbers; a
+collector turns them into Prometheus samples when somebody scrapes (`api/metrics.py`), since a
+client library's `labels().observe()` costs over a microsecond.
+
+`Observer.record` never raises, and counts before it writes: no log line is worth an answer.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
-from router.types import Call, ChatCall, Json, Rung, Usage
+from router.types import Call, ChatCall, Json, Rung, Task, Usage
 
 # The OpenTelemetry GenAI conventions' buckets for client operations.
 DURATION_BUCKETS_S = (
@@ -34,6 +40,13 @@ DURATION_BUCKETS_S = (
     40.96,
     81.92,
 )
+# The same conventions' buckets for tokens: 1, 4, 16, … 67108864.
+TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
+
+# A client may ask for a path of any length.
+_ROUTE_CHARS_MAX = 200
+# Outcomes are words of ours, but the code of an error may have come from further away.
+_OUTCOME = re.compile(r"[a-z0-9_]{1,64}")
 
 
 @dataclass(slots=True)
@@ -72,15 +85,43 @@ class Record:
 class Histogram:
     """Counts by bucket, Prometheus-style; `observe` is one bisection."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(DURATION_BUCKETS_S) + 1)
+    def __init__(self, bounds: Sequence[float] = DURATION_BUCKETS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(DURATION_BUCKETS_S, seconds)] += 1
-        self.total += seconds
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class GenAiCounts:
+    """What OpenTelemetry's GenAI conventions define for a client of models, which a router is.
+
+    Labels: operation, provider (our backend), model asked for (our ladder), model that answered
+    (the rung's), and the error's type or the token's.
+    """
+
+    def __init__(self) -> None:
+        self.durations: dict[tuple[str, str, str, str, str], Histogram] = defaultdict(Histogram)
+        self.tokens: dict[tuple[str, str, str, str, str], Histogram] = defaultdict(
+            lambda: Histogram(TOKEN_BUCKETS)
+        )
+        self.first_chunks: dict[tuple[str, str, str, str], Histogram] = defaultdict(Histogram)
+
+    def count(self, record: Record, rung: Rung, outcome: str) -> None:
+        """`rung` is the one that answered, or the last one tried."""
+        labels = (record.task, rung.backend, record.ladder, rung.model)
+        error = "" if outcome == "ok" else outcome
+        self.durations[*labels, error].observe(record.total_s)
+        if record.first_token_s is not None:
+            self.first_chunks[labels].observe(record.first_token_s)
+        if record.usage is not None:
+            self.tokens[*labels, "input"].observe(record.usage.input_tokens)
+            if record.task == Task.CHAT.value:
+                self.tokens[*labels, "output"].observe(record.usage.output_tokens)
 
 
 class Observer:
@@ -96,11 +137,22 @@ class Observer:
         self.tokens: dict[tuple[str, str, str], int] = defaultdict(int)
         self.durations: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
         self.first_tokens: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        self.gen_ai = GenAiCounts()
         self.in_flight = 0
+        self.lines_lost = 0
 
     def record(self, record: Record) -> None:
+        """Count a call that has ended, then write its line. Never raises."""
         rung = record.rung.name if record.rung is not None else ""
-        outcome = record.error or "ok"
+        self._count(record, rung)
+        try:
+            self._write_line(self._line(record, rung))
+        except (OSError, ValueError):
+            # The log's reader is gone, or its disk is full.
+            self.lines_lost += 1
+
+    def _count(self, record: Record, rung: str) -> None:
+        outcome = _outcome(record.error)
         self.calls[record.ladder, rung, outcome] += 1
         for attempt in record.attempts:
             self.attempts[attempt.rung.name, attempt.cause or "ok"] += 1
@@ -111,14 +163,16 @@ class Observer:
         if record.usage is not None:
             self.tokens[record.ladder, rung, "input"] += record.usage.input_tokens
             self.tokens[record.ladder, rung, "output"] += record.usage.output_tokens
-        self._write_line(self._line(record, rung))
+        last = record.rung or (record.attempts[-1].rung if record.attempts else None)
+        if last is not None:
+            self.gen_ai.count(record, last, outcome)
 
     def _line(self, record: Record, rung: str) -> bytes:
         line: Json = {
             "at": round(self._wall_clock(), 3),
             "event": "call",
             "id": record.call_id,
-            "route": record.route,
+            "route": record.route[:_ROUTE_CHARS_MAX],
             "key": record.key,
             "ladder": record.ladder,
             "rung": rung,
@@ -140,7 +194,26 @@ class Observer:
             line["estimated"] = record.usage.estimated
         if record.client_request_id:
             line["client_request_id"] = record.client_request_id
+        return _json_line(line)
+
+
+def _outcome(error: str) -> str:
+    if not error:
+        return "ok"
+    return error if _OUTCOME.fullmatch(error) else "other"
+
+
+def _json_line(line: Json) -> bytes:
+    try:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError:
+        # Headers and paths may hold bytes that are no text; Python keeps them as lone surrogates.
+        plain = {name: _plain(value) for name, value in line.items()}
+        return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def write_to_stderr(line: bytes) -> None:
