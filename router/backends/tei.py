@@ -30,6 +30,8 @@ _NO_CHAT = "TEI serves no chat"
 _SLICES_IN_FLIGHT_MAX = 4
 # The server has to be started with another model before it can do otherwise.
 _WRONG_MODEL_COOL_S = 60.0
+# A longer count is none; Python refuses to read thousands of digits at all.
+_COUNT_DIGITS_MAX = 12
 
 
 class TeiBackend:
@@ -167,7 +169,8 @@ class TeiBackend:
             await openai_wire.require_ok(response, who)
             told = response.headers.get("x-compute-tokens", "")
             raw = await response.read_all(attempt.answer_bytes_max)
-        usage = Usage(int(told)) if told.isascii() and told.isdigit() else None
+        is_count = told.isascii() and told.isdigit() and len(told) <= _COUNT_DIGITS_MAX
+        usage = Usage(int(told)) if is_count else None
         return embeddings.read_nested(raw, count, who=who, usage=usage)
 
 

@@ -177,6 +177,18 @@ async def test_tokens_that_the_server_does_not_count_are_estimated() -> None:
     assert answer.usage.input_tokens == 10
 
 
+@pytest.mark.parametrize("told", ["many", "-1", "²", "9" * 5000])
+async def test_a_count_that_cannot_be_is_not_taken(told: str) -> None:
+    async def handle(_: Request, reply: Reply) -> None:
+        await reply.json([[1.0]], headers={"x-compute-tokens": told})
+
+    async with upstream_of(handle) as backend:
+        attempt = embed_attempt(RUNG, ["x" * 40], extra={"truncate": False})
+        answer = await backend.embed(attempt)
+    assert answer.usage.estimated
+    assert answer.usage.input_tokens == 10
+
+
 async def test_an_overlong_input_is_named_as_what_the_client_sent() -> None:
     rig = TeiRig()
     rig.scenario = Scenario.TOO_LONG
