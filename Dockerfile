@@ -34,6 +34,6 @@ EXPOSE 8484
 STOPSIGNAL SIGTERM
 # 401 is a sign of life too: off loopback /health needs a key unless public_ops says otherwise.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
-  CMD ["/opt/rungway/bin/python", "-c", "import http.client as c; h = c.HTTPConnection('127.0.0.1', 8484, timeout=3); h.request('GET', '/health'); raise SystemExit(h.getresponse().status >= 500)"]
+  CMD ["/opt/rungway/bin/python", "-c", "import http.client as c; h = c.HTTPConnection('127.0.0.1', 8484, timeout=3); h.request('GET', '/health'); raise SystemExit(h.getresponse().status != 200)"]
 ENTRYPOINT ["/opt/rungway/bin/rungway"]
 CMD ["serve", "--host", "0.0.0.0"]
