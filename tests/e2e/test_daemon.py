@@ -349,3 +349,26 @@ def test_without_a_ladder_it_is_not_ready_and_says_what_to_do(tmp_path: Path) ->
         said = "\n".join(running.lines)
     for words in ("no ladder", str(config), "HF_TOKEN", "--demo", "write a configuration"):
         assert words in said
+
+
+def test_a_drain_that_cannot_wait_says_so_to_its_clients(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    config = write_config(tmp_path, upstream.url)
+    config.write_text(config.read_text().replace("[server]", "[server]\ndrain_s = 0.3"))
+    with daemon("--config", str(config), log=tmp_path / "log") as running:
+        body = {**HI, "stream": True}
+        with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body) as answer:
+            upstream.arrived.wait(5)
+            asked = time.monotonic()
+            running.process.send_signal(signal.SIGTERM)
+            raw = b""
+            with pytest.raises(httpx.RemoteProtocolError):
+                for data in answer.iter_bytes():
+                    raw += data
+        assert b'"code":"draining"' in raw
+        assert b"[DONE]" not in raw
+        assert running.process.wait(10) == 0
+        assert time.monotonic() - asked < 3
+    line = json.loads((tmp_path / "log").read_text().strip().splitlines()[-1])
+    assert line["error"] == "draining"
