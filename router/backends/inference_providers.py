@@ -153,9 +153,7 @@ class InferenceProvidersBackend:
                 self._base + route.path(hub_id),
                 self._headers(call.key),
                 route.body(call, served.provider_id, inputs),
-                who=who,
-                connect_s=attempt.connect_s,
-                bytes_max=attempt.answer_bytes_max,
+                attempt,
             )
         except RungRefused as error:
             spare_others(error, call.key)

@@ -80,34 +80,16 @@ async def complete(
     client: HttpClient, url: str, headers: Mapping[str, str], body: Json, attempt: ChatAttempt
 ) -> Answer:
     """Post a chat request and read its whole answer. Raises UpstreamError."""
-    who = attempt.rung.name
-    raw = await post_json(
-        client,
-        url,
-        headers,
-        body,
-        who=who,
-        connect_s=attempt.connect_s,
-        bytes_max=attempt.answer_bytes_max,
-    )
-    return answers.check(raw, who=who, call_id=attempt.call.id)
+    raw = await post_json(client, url, headers, body, attempt)
+    return answers.check(raw, who=attempt.rung.name, call_id=attempt.call.id)
 
 
 async def embed(
     client: HttpClient, url: str, headers: Mapping[str, str], body: Json, attempt: EmbedAttempt
 ) -> Embeddings:
     """Post an OpenAI embeddings request. Raises UpstreamError."""
-    who = attempt.rung.name
-    raw = await post_json(
-        client,
-        url,
-        headers,
-        body,
-        who=who,
-        connect_s=attempt.connect_s,
-        bytes_max=attempt.answer_bytes_max,
-    )
-    return embeddings.read_openai(raw, len(attempt.call.inputs), who=who)
+    raw = await post_json(client, url, headers, body, attempt)
+    return embeddings.read_openai(raw, len(attempt.call.inputs), who=attempt.rung.name)
 
 
 async def post_json(
@@ -115,14 +97,16 @@ async def post_json(
     url: str,
     headers: Mapping[str, str],
     body: Any,
-    *,
-    who: str,
-    connect_s: float,
-    bytes_max: int,
+    attempt: ChatAttempt | EmbedAttempt,
 ) -> bytes:
     """Post JSON and return the body of a 2xx JSON answer. Raises UpstreamError for any other."""
+    who = attempt.rung.name
     response = await client.send(
-        "POST", url, headers={**JSON_HEADERS, **headers}, body=encode(body), connect_s=connect_s
+        "POST",
+        url,
+        headers={**JSON_HEADERS, **headers},
+        body=encode(body),
+        connect_s=attempt.connect_s,
     )
     async with response:
         await require_ok(response, who)
@@ -130,7 +114,7 @@ async def post_json(
         # Some local servers label their JSON text/plain; a page of HTML is never an answer.
         if kind not in ("application/json", "text/plain", "") and not kind.endswith("+json"):
             raise UpstreamBroken(f"{who} answered with {kind} where JSON was asked for")
-        return await response.read_all(bytes_max)
+        return await response.read_all(attempt.answer_bytes_max)
 
 
 async def require_ok(response: HttpResponse, who: str) -> None:

@@ -145,9 +145,7 @@ class TeiBackend:
                     f"{self._base}/v1/embeddings",
                     self.credential.headers(),
                     body,
-                    who=who,
-                    connect_s=attempt.connect_s,
-                    bytes_max=attempt.answer_bytes_max,
+                    attempt,
                 )
                 answer = embeddings.read_openai(raw, len(inputs), who=who)
         if answer.usage.estimated:

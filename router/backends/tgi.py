@@ -62,9 +62,7 @@ class TgiBackend:
             f"{self._base}/v1/chat/completions",
             self.credential.headers(),
             self._body(attempt, stream=False),
-            who=attempt.rung.name,
-            connect_s=attempt.connect_s,
-            bytes_max=attempt.answer_bytes_max,
+            attempt,
         )
         return answers.check(tgi.mend_answer(raw), who=attempt.rung.name, call_id=attempt.call.id)
 
