@@ -17,6 +17,7 @@ from router.core.ladder import Step
 from router.errors import Draining, InternalFault, RouterError, UpstreamError, UpstreamTimeout
 from router.flow import relay
 from router.flow.board import Board
+from router.flow.canaries import Canaries
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
 from router.flow.sink import Provenance, Sink
@@ -43,6 +44,7 @@ class Pipeline:
         self._observer = observer
         self._clock = clock
         self._answer_bytes_max = answer_bytes_max
+        self._canaries = Canaries()
         self._serving: set[asyncio.Task[object]] = set()
         self._is_ending = False
 
@@ -148,7 +150,7 @@ class Pipeline:
             if not isinstance(call, ChatCall):
                 provenance = Provenance(rung, len(record.attempts))
                 embed = EmbedAttempt(call, rung, connect_s, self._answer_bytes_max)
-                await relay.embeddings(backend, embed, sink, record, provenance)
+                await relay.embeddings(backend, embed, sink, record, provenance, self._canaries)
                 return
             provenance = Provenance(rung, len(record.attempts), call.clamped_to)
             chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
@@ -165,6 +167,7 @@ class Pipeline:
 
     def _note_failure(self, call: Call, rung: Rung, error: UpstreamError) -> None:
         """Tell the board, and raise the alarm where the rung closes for a reason to be mended."""
+        self._canaries.forget(rung)
         backend = self._backends[rung.backend]
         error.message = backend.credential.hide(error.message)
         if call.key.token:

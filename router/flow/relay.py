@@ -14,6 +14,7 @@ from router.core import sse
 from router.core.chunks import ChunkWatch
 from router.core.embeddings import fit
 from router.errors import UpstreamBroken, UpstreamError
+from router.flow.canaries import Canaries
 from router.flow.observe import Record
 from router.flow.patience import Patience
 from router.flow.sink import Provenance, Sink
@@ -39,11 +40,17 @@ async def answer(
 
 
 async def embeddings(
-    backend: Backend, attempt: EmbedAttempt, sink: Sink, record: Record, provenance: Provenance
+    backend: Backend,
+    attempt: EmbedAttempt,
+    sink: Sink,
+    record: Record,
+    provenance: Provenance,
+    canaries: Canaries,
 ) -> None:
-    """A whole embeddings answer."""
+    """A whole embeddings answer, of a rung that is known to share the ladder's vector space."""
     async with Patience(attempt.rung.name) as patience:
         patience.wait("answer", attempt.call.ladder.limits.answer_s)
+        await canaries.ensure(backend, attempt)
         vectors = await backend.embed(attempt)
         vectors = fit(vectors, attempt.call.dimensions, who=attempt.rung.name)
     record.usage = vectors.usage
