@@ -68,13 +68,15 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class PhaseLimits:
-    """A ladder's time limits, in seconds."""
+    """A ladder's limits of time, in seconds, and of who may wait for a place on a rung."""
 
     connect_s: float = 5.0
     first_token_s: float = 10.0
     idle_s: float = 30.0
     answer_s: float = 120.0
     total_s: float = 600.0
+    queue_s: float = 5.0
+    queue_max: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class Key:
     tier: str = ""
     admin: bool = False
     limits: KeyLimits = KeyLimits()
+    priority: int = 0
     bill_to: str | None = None
     token: str | None = field(default=None, repr=False)
 

@@ -79,8 +79,12 @@ class RouterCollector(Collector):
         family = GaugeMetricFamily(
             "rungway_rung_open", "1 where the rung may be tried now.", labels=("rung",)
         )
-        rungs = {rung.name: rung for ladder in self.ladders.values() for rung in ladder.rungs}
-        for name, view in self._shared.board.views(rungs.values()).items():
+        views = {
+            name: view
+            for ladder in self.ladders.values()
+            for name, view in self._shared.board.views(ladder).items()
+        }
+        for name, view in views.items():
             family.add_metric((name,), 0.0 if view.closed else 1.0)
         return family
 

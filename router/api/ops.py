@@ -59,7 +59,7 @@ def status(exchange: Exchange) -> web.StreamResponse:
         raise Forbidden("the state of every rung is for keys with admin = true")
     board = exchange.shared.board
     found = {
-        name: {"rungs": board.snapshot(ladder.rungs)}
+        name: {"rungs": board.snapshot(ladder)}
         for name, ladder in exchange.service.names.ladders.items()
     }
     return json_reply({"ladders": found}, headers=exchange.headers())

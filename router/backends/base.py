@@ -95,6 +95,9 @@ class Backend(Protocol):
     takes_key_tokens: bool
     """Whether a key's own token goes before the backend's here."""
 
+    may_repeat: bool
+    """Whether what failed after it was sent may be sent again: not where it runs on unheard."""
+
     def unable(self, call: Call, rung: Rung) -> str | None:
         """Why this call cannot be put faithfully to this rung, or None. Pure; asked while planning.
 

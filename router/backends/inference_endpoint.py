@@ -120,6 +120,7 @@ class InferenceEndpointBackend:
 
     kind = "inference-endpoint"
     takes_key_tokens = True
+    may_repeat = True
 
     def __init__(
         self,

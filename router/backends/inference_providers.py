@@ -45,6 +45,7 @@ class InferenceProvidersBackend:
 
     kind = "inference-providers"
     takes_key_tokens = True
+    may_repeat = True
 
     def __init__(
         self,

@@ -191,6 +191,8 @@ def ladder(
             idle_s=raw.idle_s,
             answer_s=raw.answer_s,
             total_s=raw.total_s,
+            queue_s=raw.queue_s,
+            queue_max=raw.queue_max,
         ),
         vector_space=_vector_space(raw, task, backends, path, report),
         token_ids=raw.token_ids,
@@ -370,6 +372,7 @@ def key(
             max_output_tokens=limits.max_output_tokens,
             max_input_bytes=None if limits.max_input_kib is None else limits.max_input_kib << 10,
         ),
+        priority=raw.priority,
         bill_to=raw.bill_to,
         token=token,
     )

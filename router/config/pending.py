@@ -12,7 +12,6 @@ from router.config.locate import Path
 _BUDGETS = "budgets are not enforced by this version: calls are not refused for it"
 _RATES = "rates are not enforced by this version: calls are not refused for it"
 _CACHE = "this version keeps no cache: every call goes upstream"
-_QUEUE = "this version has no queue: a full rung is passed over at once"
 _HEDGE = "this version does not hedge: one rung is tried at a time"
 
 PENDING: dict[str, str] = {
@@ -23,14 +22,11 @@ PENDING: dict[str, str] = {
     "cache.scope": _CACHE,
     "cache.chat": _CACHE,
     "backends.*.usd_per_hour": "this version does not weigh an endpoint's price by the hour",
-    "ladders.*.queue_max": _QUEUE,
-    "ladders.*.queue_s": _QUEUE,
     "ladders.*.rescue": "this version ends a stream that breaks; it does not continue it",
     "ladders.*.commit": "this version commits to a rung with its first content",
     "ladders.*.escalate_on": "this version does not judge answers: a finished one is taken",
     "ladders.*.hedge_after_s": _HEDGE,
     "ladders.*.hedge_max_share": _HEDGE,
-    "keys.*.priority": _QUEUE,
     "keys.*.allow_unpriced": _BUDGETS,
     "keys.*.on_disconnect": "this version cancels the upstream when a client leaves",
     "keys.*.limits.usd_per_day": _BUDGETS,

@@ -22,7 +22,7 @@ class RungView:
     closed: str | None = None
     closed_cause: str = "closed"
     wait_s: float | None = None
-    in_flight: int = 0
+    full: str | None = None
     first_token_s: float | None = None
     learned_price: Price | None = None
 
@@ -158,7 +158,8 @@ def no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str = "messag
         )
     if any(cause.startswith("timeout") for cause in causes):
         return NoRungLeft(message, status=504, rungs=rungs)
-    return NoRungLeft(message, status=502, rungs=rungs)
+    waits = [step.wait_s for step in steps if step.wait_s is not None]
+    return NoRungLeft(message, status=502, rungs=rungs, retry_after_s=min(waits, default=None))
 
 
 def _step(
@@ -183,9 +184,8 @@ def _step(
         return Step(rung, False, reason, "prompt_too_long")
     if view.closed is not None:
         return Step(rung, False, view.closed, view.closed_cause, view.wait_s)
-    if rung.max_in_flight is not None and view.in_flight >= rung.max_in_flight:
-        reason = f"{view.in_flight} calls are in flight, its limit"
-        return Step(rung, False, reason, "busy")
+    if view.full is not None:
+        return Step(rung, False, view.full, "busy")
     return Step(rung, True, "may be tried")
 
 

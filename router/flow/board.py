@@ -1,26 +1,24 @@
 """The board: the live view of every rung. Changed only by synchronous calls on the one loop.
 
 It keeps what a plan needs: what backends said of their models, how they looked when last probed,
-which rungs are closed until when and why, how many calls are in flight, and how fast answers began.
+which rungs are closed until when and why, and each rung's gate (breaker, places, queue).
 """
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from router.backends.base import Probe, State
 from router.core.ladder import RungView
 from router.errors import UpstreamBusy, UpstreamError
+from router.flow.gate import Gate
 from router.types import UNKNOWN_ABILITIES, Abilities, Json, Ladder, Rung
 
-# How much a new reading moves the running mean of the time to the first token.
-_EWMA_WEIGHT = 0.2
 # A busy rung is left alone for as long as it asks, within reason.
 _BUSY_COOL_S_MAX = 60.0
-# Percentiles and error shares have their place in the status, and no measurement yet.
-_NOT_MEASURED = {"p50": None, "p95": None}
 
 
 @dataclass(slots=True)
@@ -32,8 +30,8 @@ class _Closed:
 
 @dataclass(slots=True)
 class _RungState:
-    in_flight: int = 0
-    first_token_s: float | None = None
+    gate: Gate
+    rung: Rung
     closed: _Closed | None = None
 
 
@@ -44,18 +42,28 @@ class _BackendState:
 
 
 class Board:
-    """`clock` gives monotonic seconds."""
+    """`clock` gives monotonic seconds, `rand` numbers from 0 to 1."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], rand: Callable[[], float] = random.random
+    ) -> None:
         self._clock = clock
+        self._rand = rand
         self._rungs: dict[str, _RungState] = {}
         self._backends: dict[str, _BackendState] = {}
         self.alarms: dict[str, int] = defaultdict(int)
 
-    def views(self, rungs: Iterable[Rung]) -> dict[str, RungView]:
-        """What the plan may know of these rungs now."""
+    def views(self, ladder: Ladder) -> dict[str, RungView]:
+        """What the plan may know of a ladder's rungs now."""
         now = self._clock()
-        return {rung.name: self._view(rung, now) for rung in rungs}
+        return {rung.name: self._view(ladder, rung, now) for rung in ladder.rungs}
+
+    def view(self, ladder: Ladder, rung: Rung) -> RungView:
+        """What the plan may know of one rung now."""
+        return self._view(ladder, rung, self._clock())
+
+    def gate(self, ladder: Ladder, rung: Rung) -> Gate:
+        return self._rung(ladder, rung).gate
 
     def probed(self, backend: str, probe: Probe) -> bool:
         """Note a probe; whether the backend's state changed by it."""
@@ -67,21 +75,9 @@ class Board:
     def probe_of(self, backend: str) -> Probe:
         return self._backend(backend).probe
 
-    def began(self, rung: Rung) -> None:
-        self._rung(rung).in_flight += 1
-
-    def ended(self, rung: Rung) -> None:
-        self._rung(rung).in_flight -= 1
-
-    def answered(self, rung: Rung, first_token_s: float) -> None:
-        """An attempt brought its first content after so many seconds."""
-        state = self._rung(rung)
-        before = state.first_token_s
-        state.first_token_s = (
-            first_token_s if before is None else before + _EWMA_WEIGHT * (first_token_s - before)
-        )
-
-    def failed(self, rung: Rung, error: UpstreamError, *, own_token: bool) -> str | None:
+    def failed(
+        self, ladder: Ladder, rung: Rung, error: UpstreamError, *, own_token: bool
+    ) -> str | None:
         """An attempt failed; why the rung is closed now, or None where it stays open.
 
         A refusal of a key's own token says nothing to the other keys.
@@ -98,7 +94,7 @@ class Board:
         if error.closes == "backend":
             self._backend(rung.backend).closed = closed
         else:
-            self._rung(rung).closed = closed
+            self._rung(ladder, rung).closed = closed
         return reason
 
     def reopen(self, backend: str | None = None) -> None:
@@ -109,70 +105,73 @@ class Board:
         for rung, rung_state in self._rungs.items():
             if backend is None or rung.startswith(f"{backend}/"):
                 rung_state.closed = None
-
-    def view(self, rung: Rung) -> RungView:
-        """What the plan may know of one rung now."""
-        return self._view(rung, self._clock())
+                rung_state.gate.reset()
 
     def is_ready(self, ladder: Ladder) -> bool:
         """Whether some rung of the ladder can be expected to answer."""
         now = self._clock()
         return any(
-            self._closed(rung, now) is None
+            self._closed(ladder, rung, now) is None
             and self._backend(rung.backend).probe.state is not State.DOWN
             for rung in ladder.rungs
         )
 
-    def snapshot(self, rungs: Iterable[Rung]) -> list[Json]:
+    def snapshot(self, ladder: Ladder) -> list[Json]:
         """The board for people: one row a rung."""
         now = self._clock()
-        rows: list[Json] = []
-        for rung in rungs:
-            closed, state = self._closed(rung, now), self._rung(rung)
-            probe = self._backend(rung.backend).probe
-            rows.append(
-                {
-                    "rung": rung.name,
-                    "state": "cooling" if closed else _shown(probe.state),
-                    "in_flight": state.in_flight,
-                    "limit": rung.max_in_flight,
-                    "queued": 0,
-                    "first_token_ms": dict(_NOT_MEASURED),
-                    "total_ms": dict(_NOT_MEASURED),
-                    "error_share": None,
-                    "until": round(closed.until - now, 1) if closed else None,
-                    "reason": closed.reason if closed else probe.reason or None,
-                }
-            )
-        return rows
+        return [self._row(ladder, rung, now) for rung in ladder.rungs]
 
-    def _view(self, rung: Rung, now: float) -> RungView:
-        state, closed = self._rung(rung), self._closed(rung, now)
-        return RungView(
+    def _row(self, ladder: Ladder, rung: Rung, now: float) -> Json:
+        closed, gate = self._closed(ladder, rung, now), self.gate(ladder, rung)
+        probe = self._backend(rung.backend).probe
+        shown = {"rung": rung.name, **gate.shown()}
+        if closed is not None:
+            until, reason = closed.until - now, closed.reason
+            shown["state"] = "cooling"
+        elif (shut := gate.closed()) is not None:
+            reason, until = shut
+        else:
+            if probe.state in (State.ASLEEP, State.STARTING):
+                shown["state"] = "asleep"
+            return {**shown, "until": None, "reason": probe.reason or None}
+        return {**shown, "until": round(until, 1), "reason": reason}
+
+    def _view(self, ladder: Ladder, rung: Rung, now: float) -> RungView:
+        closed, gate = self._closed(ladder, rung, now), self.gate(ladder, rung)
+        view = RungView(
             learned=self._learned(rung),
-            closed=closed.reason if closed else None,
-            closed_cause=closed.cause if closed else "",
-            wait_s=closed.until - now if closed else None,
-            in_flight=state.in_flight,
-            first_token_s=state.first_token_s,
+            full=gate.full(),
+            first_token_s=gate.first_token_s(),
             learned_price=self._backend(rung.backend).probe.prices.get(rung.model),
         )
+        if closed is not None:
+            return replace(
+                view, closed=closed.reason, closed_cause=closed.cause, wait_s=closed.until - now
+            )
+        if (shut := gate.closed()) is not None:
+            return replace(view, closed=shut[0], closed_cause="breaker", wait_s=shut[1])
+        return view
 
     def _learned(self, rung: Rung) -> Abilities:
         return self._backend(rung.backend).probe.models.get(rung.model, UNKNOWN_ABILITIES)
 
-    def _closed(self, rung: Rung, now: float) -> _Closed | None:
-        for state in (self._rung(rung), self._backend(rung.backend)):
+    def _closed(self, ladder: Ladder, rung: Rung, now: float) -> _Closed | None:
+        for state in (self._rung(ladder, rung), self._backend(rung.backend)):
             if state.closed is not None:
                 if state.closed.until > now:
                     return state.closed
                 state.closed = None
         return None
 
-    def _rung(self, rung: Rung) -> _RungState:
+    def _rung(self, ladder: Ladder, rung: Rung) -> _RungState:
+        """The state of a rung; its gate is made anew when its limits are. Ladders that share a
+        rung share its places, and the first to ask sets how long its queue may be.
+        """
         state = self._rungs.get(rung.name)
-        if state is None:
-            state = self._rungs[rung.name] = _RungState()
+        if state is None or (state.rung is not rung and state.rung != rung):
+            gate = Gate(rung, ladder.limits.queue_max, self._clock, self._rand)
+            closed = None if state is None else state.closed
+            state = self._rungs[rung.name] = _RungState(gate, rung, closed)
         return state
 
     def _backend(self, name: str) -> _BackendState:
@@ -180,7 +179,3 @@ class Board:
         if state is None:
             state = self._backends[name] = _BackendState()
         return state
-
-
-def _shown(state: State) -> str:
-    return "asleep" if state in (State.ASLEEP, State.STARTING) else "closed"

@@ -14,10 +14,18 @@ from collections.abc import Callable, Mapping
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt
 from router.core import ladder
 from router.core.ladder import Step
-from router.errors import Draining, InternalFault, RouterError, UpstreamError, UpstreamTimeout
+from router.errors import (
+    ConnectFailed,
+    Draining,
+    InternalFault,
+    RouterError,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from router.flow import relay
 from router.flow.board import Board
 from router.flow.canaries import Canaries
+from router.flow.gate import NotLetIn
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
 from router.flow.sink import Provenance, Sink
@@ -78,7 +86,7 @@ class Pipeline:
 
     def plan(self, call: Call) -> list[Step]:
         """Which rungs this call would try now, and why not the others."""
-        return ladder.plan(call, self._board.views(call.ladder.rungs), self._unable)
+        return ladder.plan(call, self._board.views(call.ladder), self._unable)
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
@@ -112,58 +120,116 @@ class Pipeline:
     async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
         """Try the plan's rungs in order until one has answered."""
         steps = self.plan(call)
-        for step in steps:
+        for place, step in enumerate(steps):
             if step.take and record.attempts:
-                ladder.recheck(step, call, self._board.view(step.rung), self._unable)
-            if not step.take:
-                continue
-            attempt = AttemptRecord(step.rung, "failed")
-            record.attempts.append(attempt)
-            try:
-                await self._attempt(call, step.rung, sink, record, started)
-            except UpstreamError as error:
-                attempt.cause = error.cause
-                step.error = error
-                self._note_failure(call, step.rung, error)
-                if sink.is_committed or not error.moves_on:
-                    raise
-            except asyncio.CancelledError:
-                attempt.cause = "cancelled"
-                raise
-            else:
-                attempt.cause = ""
-                record.rung = step.rung
-                record.status = 200
-                return
+                self._recheck(call, step)
+            tries = 0
+            while step.take:
+                tries += 1
+                try:
+                    has_next = self._has_room(call, steps[place + 1 :])
+                    await self._attempt(call, step.rung, sink, record, started, has_next)
+                    return
+                except NotLetIn as closed:
+                    step.take, step.reason = False, closed.reason
+                    step.cause, step.wait_s = closed.cause, closed.wait_s
+                except UpstreamError as error:
+                    step.error = error
+                    if sink.is_committed or not error.moves_on:
+                        raise
+                    if not await self._retries(call, steps, place, error, tries, started):
+                        break
+                    self._recheck(call, step)
         param = "messages" if isinstance(call, ChatCall) else "input"
         raise ladder.no_rung_left(call.ladder.name, steps, param)
 
     async def _attempt(
+        self,
+        call: Call,
+        rung: Rung,
+        sink: Sink,
+        record: Record,
+        started: float,
+        has_next: bool,
+    ) -> None:
+        """One try of one rung: through its gate, open, relay. Raises NotLetIn or UpstreamError.
+
+        Nobody waits for a place on a rung while a later one has room.
+        """
+        gate = self._board.gate(call.ladder, rung)
+        place = await gate.enter(call.key.priority, 0.0 if has_next else call.ladder.limits.queue_s)
+        attempt = AttemptRecord(rung, "failed")
+        record.attempts.append(attempt)
+        began = self._clock()
+        try:
+            await self._relay(call, rung, sink, record, started)
+        except UpstreamError as error:
+            attempt.cause = error.cause
+            gate.failed(place, error)
+            self._note_failure(call, rung, error)
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                attempt.cause = "cancelled"
+            gate.left(place)
+            raise
+        attempt.cause = ""
+        record.rung, record.status = rung, 200
+        first_s = record.first_token_s
+        gate.served(place, None if first_s is None else first_s - (began - started))
+
+    async def _relay(
         self, call: Call, rung: Rung, sink: Sink, record: Record, started: float
     ) -> None:
-        """One try of one rung: open, relay."""
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
-        began = self._clock()
-        self._board.began(rung)
-        try:
-            if not isinstance(call, ChatCall):
-                provenance = Provenance(rung, len(record.attempts))
-                embed = EmbedAttempt(call, rung, connect_s, self._answer_bytes_max)
-                await relay.embeddings(backend, embed, sink, record, provenance, self._canaries)
-                return
-            provenance = Provenance(rung, len(record.attempts), call.clamped_to)
-            chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
-            if not call.stream:
-                await relay.answer(backend, chat, sink, record, provenance)
-                return
-            await relay.stream(
-                backend, chat, sink, record, provenance, lambda: self._clock() - started
-            )
-            if record.first_token_s is not None:
-                self._board.answered(rung, record.first_token_s - (began - started))
-        finally:
-            self._board.ended(rung)
+        if not isinstance(call, ChatCall):
+            provenance = Provenance(rung, len(record.attempts))
+            embed = EmbedAttempt(call, rung, connect_s, self._answer_bytes_max)
+            await relay.embeddings(backend, embed, sink, record, provenance, self._canaries)
+            return
+        provenance = Provenance(rung, len(record.attempts), call.clamped_to)
+        chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
+        if not call.stream:
+            await relay.answer(backend, chat, sink, record, provenance)
+            return
+        await relay.stream(backend, chat, sink, record, provenance, lambda: self._clock() - started)
+
+    async def _retries(
+        self,
+        call: Call,
+        steps: list[Step],
+        place: int,
+        error: UpstreamError,
+        tries: int,
+        started: float,
+    ) -> bool:
+        """Whether to ask the same rung again; returns when it is time to."""
+        rung = steps[place].rung
+        if not self._backends[rung.backend].may_repeat and not isinstance(error, ConnectFailed):
+            return False
+        verdict = self._board.gate(call.ladder, rung).retry(
+            error,
+            tries=tries,
+            has_next=self._has_room(call, steps[place + 1 :]),
+            left_s=call.ladder.limits.total_s - (self._clock() - started),
+        )
+        if verdict.wait_s is None:
+            return False
+        await asyncio.sleep(verdict.wait_s)
+        return True
+
+    def _recheck(self, call: Call, step: Step) -> None:
+        ladder.recheck(step, call, self._board.view(call.ladder, step.rung), self._unable)
+
+    def _has_room(self, call: Call, later: list[Step]) -> bool:
+        """Whether one of these rungs would take the call at once."""
+        for step in later:
+            if step.take:
+                self._recheck(call, step)
+                if step.take and self._board.gate(call.ladder, step.rung).has_room():
+                    return True
+        return False
 
     def _note_failure(self, call: Call, rung: Rung, error: UpstreamError) -> None:
         """Tell the board, and raise the alarm where the rung closes for a reason to be mended."""
@@ -176,7 +242,7 @@ class Pipeline:
             # A new token may be good: the next call finds out.
             return
         own_token = call.key.token is not None and backend.takes_key_tokens
-        closed = self._board.failed(rung, error, own_token=own_token)
+        closed = self._board.failed(call.ladder, rung, error, own_token=own_token)
         if closed is not None and error.cause == "refused":
             what = "backend" if error.closes == "backend" else "rung"
             _log.error("ALARM: the %s of %s is %s", what, rung.name, closed)

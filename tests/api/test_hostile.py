@@ -169,10 +169,9 @@ async def test_a_rungs_limit_holds_for_calls_that_fail_over_to_it() -> None:
         inside -= 1
 
     async with FakeUpstream(fails_together) as bad, FakeUpstream(counts) as good:
-        text = ladder_of(bad.url, good.url).replace(
-            'backend = "b1"\nmodel = "org/m"\n',
-            'backend = "b1"\nmodel = "org/m"\nmax_in_flight = 1\n',
-        )
+        rung = 'backend = "b1"\nmodel = "org/m"\n'
+        text = ladder_of(bad.url, good.url, ladder="queue_max = 0")
+        text = text.replace(rung, rung + "max_in_flight = 1\n")
         async with open_house(text) as house:
             calls = [asyncio.create_task(house.post("/v1/chat/completions", HI)) for _ in range(6)]
             async with asyncio.timeout(5):

@@ -102,7 +102,7 @@ async def test_a_full_rung_is_429_with_a_time_to_come_back() -> None:
         await GOOD(request, reply)
 
     async with FakeUpstream(wait) as up:
-        text = ladder_of(up.url).replace(
+        text = ladder_of(up.url, ladder="queue_max = 0").replace(
             'model = "org/m"\n', 'model = "org/m"\nmax_in_flight = 1\n', 1
         )
         async with open_house(text) as house:

@@ -76,7 +76,7 @@ def test_the_configuration_goes_before_what_the_backend_says() -> None:
 def test_closed_and_full_rungs_are_skipped_with_their_reason() -> None:
     views = {
         A.name: RungView(closed="closed after: no credit", closed_cause="refused", wait_s=9),
-        C.name: RungView(in_flight=2),
+        C.name: RungView(full="its limit of 2 is in flight"),
     }
     steps = plan(call(tier="premium"), views, lambda call, rung: None)
     assert explain("ladder", steps) == {
@@ -84,7 +84,11 @@ def test_closed_and_full_rungs_are_skipped_with_their_reason() -> None:
         "rungs": [
             {"rung": "a/small", "take": False, "reason": "closed after: no credit"},
             {"rung": "b/large", "take": True, "reason": "may be tried"},
-            {"rung": "c/paid", "take": False, "reason": "2 calls are in flight, its limit"},
+            {
+                "rung": "c/paid",
+                "take": False,
+                "reason": "its limit of 2 is in flight",
+            },
         ],
     }
 

@@ -1,0 +1,227 @@
+"""One rung's gate: its breaker, its places and queue, its retry budget, and how it did of late.
+
+The policies are `core`'s; here they get the clock, the dice, and a future for each waiter. All but
+`enter` is synchronous, and `enter` decides again after it has waited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from router.core.breaker import Breaker, BreakerSettings, Permit, State
+from router.core.concurrency import AdaptiveLimit, ConcurrencySettings, Outcome
+from router.core.limiter import Full, Limiter, Ticket, Waiter
+from router.core.percentiles import Recent
+from router.core.retry import RetryBudget, RetrySettings, Verdict, decide
+from router.errors import (
+    ConnectFailed,
+    UpstreamBroken,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from router.types import Json, Rung
+
+RETRIES = RetrySettings()
+_BREAKER = BreakerSettings()
+# A rung whose configuration names no limit has none until it says that it is busy.
+_LIMIT_MAX = 4096
+
+
+class NotLetIn(Exception):
+    """The gate is closed to this call; `cause` and `wait_s` are as a plan's."""
+
+    def __init__(self, reason: str, cause: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.cause = cause
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Leave for one attempt; given back by one of `Gate`'s three endings."""
+
+    ticket: Ticket
+    permit: Permit
+
+
+class Gate:
+    """`clock` gives monotonic seconds, `rand` numbers from 0 to 1."""
+
+    def __init__(
+        self, rung: Rung, queue_max: int, clock: Callable[[], float], rand: Callable[[], float]
+    ) -> None:
+        self._clock = clock
+        self._rand = rand
+        limit_max = rung.max_in_flight or _LIMIT_MAX
+        # It starts at what it is said to bear, and falls from there: a burst is not to queue for a
+        # limit that was only not found yet.
+        settings = ConcurrencySettings(limit_first=limit_max)
+        self._breaker = Breaker(_BREAKER)
+        self._limiter = Limiter(AdaptiveLimit(settings, limit_max), queue_max)
+        self._budget = RetryBudget(RETRIES, clock())
+        self._first = Recent()
+        self._total = Recent()
+        self._waiting: dict[Waiter, asyncio.Future[None]] = {}
+
+    @property
+    def in_flight(self) -> int:
+        return self._limiter.in_flight
+
+    def closed(self) -> tuple[str, float] | None:
+        """Why the breaker lets nobody through, and for how long still; None: it does."""
+        now = self._clock()
+        until = self._breaker.until(now)
+        if until is None:
+            return None
+        wait_s = until - now
+        return f"its breaker is open after failures, for {wait_s:.0f} s more", wait_s
+
+    def full(self) -> str | None:
+        """Why a call would neither get a place nor could wait for one; None: it would."""
+        limiter = self._limiter
+        if limiter.has_room() or limiter.expected_wait_s(_LOWEST) != math.inf:
+            return None
+        return f"{limiter.in_flight} calls are in flight, its limit, and {limiter.queued} wait"
+
+    def has_room(self) -> bool:
+        return self._limiter.has_room()
+
+    async def enter(self, priority: int, wait_s: float) -> Place:
+        """A place, after waiting for one for at most `wait_s`. Raises NotLetIn."""
+        if self._breaker.until(self._clock()) is not None:
+            raise self._shut()
+        found = self._limiter.enter(self._clock(), priority, wait_s)
+        if isinstance(found, Full):
+            raise NotLetIn(self.full() or "it is full", "busy", 1.0)
+        ticket = await self._wait(found, wait_s) if isinstance(found, Waiter) else found
+        permit = self._breaker.enter(self._clock())
+        if permit is None:
+            self._wake(self._limiter.leave(self._clock(), ticket, Outcome.OTHER))
+            raise self._shut()
+        self._budget.deposit(self._clock())
+        return Place(ticket, permit)
+
+    def served(self, place: Place, first_token_s: float | None) -> None:
+        """The attempt answered; `first_token_s` seconds to its first content, of a stream."""
+        now = self._clock()
+        self._total.timed(now, now - place.ticket.began)
+        if first_token_s is not None:
+            self._first.timed(now, first_token_s)
+        self._total.ended(now, failed=False)
+        self._breaker.succeeded(place.permit, now)
+        self._wake(self._limiter.leave(now, place.ticket, Outcome.SERVED))
+
+    def failed(self, place: Place, error: UpstreamError) -> None:
+        """The attempt failed. A full rung is not a broken one, nor is one that refuses a call."""
+        now = self._clock()
+        self._total.ended(now, failed=True)
+        if _counts(error):
+            was_open = self._breaker.view(now) is not State.CLOSED
+            self._breaker.failed(place.permit, now, self._rand())
+            if not was_open and self._breaker.view(now) is State.OPEN:
+                self._wake(self._limiter.restart(now))
+        else:
+            # It answered, and that is what the breaker asks.
+            self._breaker.succeeded(place.permit, now)
+        self._wake(self._limiter.leave(now, place.ticket, _outcome(error)))
+
+    def left(self, place: Place) -> None:
+        """The caller left, or the call's time was over: that says nothing of the rung."""
+        self._breaker.cancelled(place.permit)
+        self._wake(self._limiter.leave(self._clock(), place.ticket, Outcome.OTHER))
+
+    def retry(self, error: UpstreamError, *, tries: int, has_next: bool, left_s: float) -> Verdict:
+        """Whether this call may ask this rung again, and when."""
+        return decide(
+            error,
+            tries=tries,
+            has_next=has_next,
+            is_stale_connection=False,
+            left_s=left_s,
+            settings=RETRIES,
+            budget=self._budget,
+            now=self._clock(),
+            rand=self._rand(),
+        )
+
+    def reset(self) -> None:
+        """What made it fail is mended: start afresh."""
+        self._breaker.reset(self._clock())
+
+    def first_token_s(self) -> float | None:
+        """The median of late; None: no stream was timed."""
+        return self._first.quantile_s(self._clock(), 0.5)
+
+    def shown(self) -> Json:
+        """For people: the state, the places, and how it did in the last minutes."""
+        now = self._clock()
+        return {
+            "state": self._breaker.view(now).value,
+            "in_flight": self._limiter.in_flight,
+            "limit": self._limiter.limit if self._limiter.limit < _LIMIT_MAX else None,
+            "queued": self._limiter.queued,
+            "first_token_ms": _percentiles(self._first, now),
+            "total_ms": _percentiles(self._total, now),
+            "error_share": self._total.error_share(now),
+        }
+
+    async def _wait(self, waiter: Waiter, wait_s: float) -> Ticket:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = future
+        if waiter.displaced is not None:
+            self._wake((waiter.displaced,))
+        try:
+            async with asyncio.timeout(wait_s):
+                await future
+        except TimeoutError:
+            pass
+        except asyncio.CancelledError:
+            self._wake(self._limiter.cancel(self._clock(), waiter))
+            raise
+        finally:
+            del self._waiting[waiter]
+        if waiter.ticket is None:
+            self._wake(self._limiter.cancel(self._clock(), waiter))
+            raise NotLetIn(f"no place came free within {wait_s:g} s", "busy", 1.0)
+        return waiter.ticket
+
+    def _wake(self, waiters: Iterable[Waiter]) -> None:
+        for waiter in waiters:
+            future = self._waiting.get(waiter)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    def _shut(self) -> NotLetIn:
+        found = self.closed()
+        if found is None:
+            return NotLetIn("its breaker lets one probe through at a time", "breaker", 1.0)
+        return NotLetIn(found[0], "breaker", found[1])
+
+
+# Below every priority that the configuration allows: nobody is displaced for it.
+_LOWEST = -(1 << 30)
+
+
+def _counts(error: UpstreamError) -> bool:
+    return isinstance(error, ConnectFailed | UpstreamTimeout | UpstreamFailed | UpstreamBroken)
+
+
+def _outcome(error: UpstreamError) -> Outcome:
+    if isinstance(error, UpstreamBusy):
+        return Outcome.BUSY
+    return Outcome.LATE if isinstance(error, UpstreamTimeout) else Outcome.OTHER
+
+
+def _percentiles(recent: Recent, now: float) -> Json:
+    return {
+        name: None
+        if (seconds := recent.quantile_s(now, share)) is None
+        else round(seconds * 1e3, 1)
+        for name, share in (("p50", 0.5), ("p95", 0.95))
+    }
