@@ -74,6 +74,9 @@ class Pipeline:
             record.error, record.status = _outcome(fault), fault.status
             if not sink.is_started:
                 raise
+            record.status = 200  # that is what the client was told before it went wrong
+            if sink.is_committed and record.attempts:
+                record.rung = record.attempts[-1].rung
             await sink.fail(fault)
         except (asyncio.CancelledError, ConnectionError):
             record.error, record.status = "client_left", 499
