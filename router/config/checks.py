@@ -16,7 +16,7 @@ from router.config.model import OPEN_NEEDS_LOOPBACK
 from router.config.reading import unknown
 from router.config.report import Report
 from router.config.schema import BackendConfig
-from router.config.secrets import SecretError, read_secret
+from router.config.secrets import NoCredentials, SecretError, SecretUnset, read_secret
 from router.types import (
     Abilities,
     Key,
@@ -35,6 +35,10 @@ _FREE = Price(0.0, 0.0)
 _SERVES = {"tgi": {Task.CHAT}, "tei": {Task.EMBEDDINGS}}
 # Clients of Hugging Face send these for "whatever is served", which is the default ladder.
 _MEANS_DEFAULT = ("dummy", "tgi")
+# Of "example": the key of config/rungway.example.toml.
+_EXAMPLE_DIGEST = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c"
+# What is sent there follows the address by itself.
+_ROUTES = ("/chat/completions", "/completions", "/embeddings", "/v1/models")
 _REORDERING = (":cheapest", ":fastest", ":best")
 
 
@@ -107,7 +111,10 @@ def check_backend(
         if url is not None and (fault := url_fault(url)) is not None:
             report.problem((*path, setting), fault)
             sound = False
-    check_token(backend.token, (*path, "token"), environ, report)
+    if sound and not isinstance(backend, schema.SpaceBackend):
+        _check_route(backend.url, path, report)
+    instead = "remove this backend and its rungs"
+    check_token(backend.token, (*path, "token"), environ, report, instead)
     if sound and backend.token is not None and backend.url is not None:
         _warn_of_plain_token(backend.url, path, report)
     if isinstance(backend, schema.EndpointBackend):
@@ -119,6 +126,13 @@ def check_backend(
         report.warning(
             path, 'has no token, and Inference Providers needs one; add token = "env:HF_TOKEN"'
         )
+
+
+def _check_route(url: str | None, path: Path, report: Report) -> None:
+    end = urlsplit(url or "").path.rstrip("/")
+    route = next((one for one in _ROUTES if end.endswith(one)), None)
+    if route is not None:
+        report.problem((*path, "url"), f"ends in the route {route}; end it at the host or at /v1")
 
 
 def _check_endpoint(backend: schema.EndpointBackend, path: Path, report: Report) -> None:
@@ -137,13 +151,25 @@ def _warn_of_plain_token(url: str, path: Path, report: Report) -> None:
 
 
 def check_token(
-    reference: str | None, path: Path, environ: Mapping[str, str], report: Report
+    reference: str | None, path: Path, environ: Mapping[str, str], report: Report, instead: str
 ) -> str | None:
-    """The token behind a reference; what is wrong is reported without the reference's text."""
+    """The token behind a reference; what is wrong is reported without the reference's text.
+
+    `instead` is what to do for whom has no such token.
+    """
     if reference is None:
         return None
     try:
         return read_secret(reference, environ)
+    except SecretUnset as error:
+        report.problem(path, f"{error}, or {instead}")
+        return None
+    except NoCredentials as error:
+        if report.is_for_service:
+            report.warning(path, "is not checked: only the service has its $CREDENTIALS_DIRECTORY")
+        else:
+            report.problem(path, str(error))
+        return None
     except SecretError as error:
         report.problem(path, str(error))
         return None
@@ -360,7 +386,7 @@ def key(
             report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
     if not raw.ladders:
         report.warning((*path, "ladders"), 'is empty, so the key may call nothing; "*" is all')
-    token = check_token(raw.token, (*path, "token"), environ, report)
+    token = check_token(raw.token, (*path, "token"), environ, report, "remove this setting")
     limits = raw.limits
     return Key(
         name=name,
@@ -398,6 +424,11 @@ def check_digests(keys: Mapping[str, schema.Key | None], report: Report) -> None
     for name, raw in keys.items():
         if raw is None:
             continue
+        if raw.sha256 == _EXAMPLE_DIGEST:
+            report.problem(
+                ("keys", name, "sha256"),
+                "is the example's, whose key everybody knows; make one with `rungway keys create`",
+            )
         other = first.setdefault(raw.sha256, name)
         if other != name:
             report.problem(

@@ -6,7 +6,9 @@ $XDG_CONFIG_HOME/rungway/rungway.toml, /etc/rungway/rungway.toml. A file that wa
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,9 @@ S = TypeVar("S", bound=schema.Section)
 
 _FILE_BYTES_MAX = 1 << 20
 _SECTIONS = ("server", "state", "backends", "ladders", "keys", "cache")
+_WORD = re.compile(r"[^\W\d]\w*")
+_TABLE = re.compile(r"\[\[?([^\[\]]+)\]")
+_BARE_ADDRESS = re.compile(r"[^=]+=\s*\d+\.\d+\.\S+$")
 _NAMES_MAX = 10_000  # of each of backends, ladders and keys
 
 
@@ -54,14 +59,20 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """The configuration in a file. Raises ConfigError."""
-    return _parse(_read(path), str(path), environ, path)
+def load(path: Path, environ: Mapping[str, str], *, is_for_service: bool = False) -> Config:
+    """The configuration in a file. Raises ConfigError.
+
+    `is_for_service`: it is for a service whose credentials are not here, and that is no problem.
+    """
+    text = _read(path)
+    document = _toml(text, str(path))
+    report = Report(str(path), Lines(text), is_for_service=is_for_service)
+    return _parse(document, environ, path, report)
 
 
 def parse(text: str, source: str, environ: Mapping[str, str]) -> Config:
     """The configuration in a text; `source` names it in messages. Raises ConfigError."""
-    return _parse(text, source, environ, None)
+    return _parse(_toml(text, source), environ, None, Report(source, Lines(text)))
 
 
 def load_server(path: Path) -> schema.Server:
@@ -96,9 +107,9 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _parse(text: str, source: str, environ: Mapping[str, str], path: Path | None) -> Config:
-    document = _toml(text, source)
-    report = Report(source, Lines(text))
+def _parse(
+    document: dict[str, Any], environ: Mapping[str, str], path: Path | None, report: Report
+) -> Config:
     config = _Reader(document, environ, report).read(path)
     report.raise_problems()
     return config
@@ -108,7 +119,7 @@ def _toml(text: str, source: str) -> dict[str, Any]:
     try:
         return tomli.loads(text)
     except tomli.TOMLDecodeError as error:
-        what = error.msg.replace("\n", "\\n")
+        what = _mended(error).replace("\n", "\\n")
         raise ConfigError(
             [f"{source}:{error.lineno}: is not TOML at column {error.colno}: {what}"]
         ) from error
@@ -116,6 +127,27 @@ def _toml(text: str, source: str) -> dict[str, Any]:
         raise ConfigError([f"{source}: nests lists or tables far too deep"]) from error
     except ValueError as error:  # Python's own bound on the digits of a number
         raise ConfigError([f"{source}: has a number of far too many digits"]) from error
+
+
+def _mended(error: tomli.TOMLDecodeError) -> str:
+    """What the TOML reader says, with the mend of the usual slips. Never repeats a value."""
+    start = error.doc.rfind("\n", 0, error.pos) + 1
+    line = error.doc[start:].partition("\n")[0].strip()
+    if error.msg.startswith("Invalid value") and (word := _WORD.match(error.doc, error.pos)):
+        if word[0].lower() in ("true", "false"):
+            return f"{error.msg}; write {word[0].lower()}"
+        return f"{error.msg}; text needs quotes"
+    if error.msg.startswith("Expected newline") and _BARE_ADDRESS.match(line):
+        return f"{error.msg}; text needs quotes"
+    if error.msg.startswith("Cannot") and (header := _TABLE.match(line)):
+        name = "".join(header[1].split())
+        if name.startswith("ladders.") and name.endswith(".rungs"):
+            return f"{error.msg}; write [[{name}]] before each rung"
+        for at, earlier in enumerate(error.doc[:start].split("\n"), start=1):
+            same = _TABLE.match(earlier.strip())
+            if same and "".join(same[1].split()) == name:
+                return f"{error.msg}; it stands on line {at} already"
+    return error.msg
 
 
 class _Reader:
@@ -155,15 +187,17 @@ class _Reader:
             if backend is not None:
                 checks.check_backend(name, backend, self._environ, report)
         made = {}
+        backend_names = {**backends, **self._misplaced("backends")}
+        ladder_names = {**ladders, **self._misplaced("ladders")}
         for name, raw in ladders.items():
-            checks.check_references(name, self._document["ladders"][name], backends, report)
+            checks.check_references(name, self._document["ladders"][name], backend_names, report)
             if raw is not None:
                 made[name] = checks.ladder(name, raw, backends, report)
-        checks.check_ladder_names(made, ladders, server.default_ladder, report)
+        checks.check_ladder_names(made, ladder_names, server.default_ladder, report)
         checks.check_digests(keys, report)
         checks.warn_of_nothing(server, ladders, keys, report)
         by_digest = {
-            bytes.fromhex(raw.sha256): checks.key(name, raw, ladders, self._environ, report)
+            bytes.fromhex(raw.sha256): checks.key(name, raw, ladder_names, self._environ, report)
             for name, raw in keys.items()
             if raw is not None
         }
@@ -202,6 +236,16 @@ class _Reader:
                 told = words(inspect.type_info(kind))
                 self._report.problem((section, name), f"is not a name; give it {told}")
         return tables
+
+    def _misplaced(self, section: str) -> dict[str, object]:
+        """What stands in a section whose name is misspelt: that is told, and not that it lacks."""
+        found: dict[str, object] = {}
+        for name, tables in self._document.items():
+            if name in _SECTIONS or not isinstance(tables, dict):
+                continue
+            if difflib.get_close_matches(name, _SECTIONS, n=1) == [section]:
+                found |= tables
+        return found
 
     def _backend(self, name: str, raw: Any) -> schema.BackendConfig | None:
         path: locate.Path = ("backends", name)

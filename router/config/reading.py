@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import inspect
 
-from router.config.locate import Path
+from router.config.locate import Path, show
 from router.config.report import Report, listed
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -179,15 +179,20 @@ def _bare_info(kind: inspect.Type) -> inspect.Type:
 
 def _fault(kind: inspect.Type, value: object, path: Path) -> str:
     wanted, bare = words(kind), _bare_info(kind)
+    if isinstance(bare, inspect.BoolType) and isinstance(value, str):
+        return "is text; write true or false"
+    if isinstance(bare, inspect.VarTupleType):
+        if isinstance(value, dict) and isinstance(bare.item_type, inspect.StructType):
+            return f"is a table, not a list of tables; write [[{show(path)}]]"
+        if isinstance(value, str):
+            return f"is text, not a list; write [{_shown(value, path)}]"
     takes_text = isinstance(bare, inspect.StrType | inspect.LiteralType)
     if isinstance(value, str) and isinstance(bare, inspect.LiteralType):
         names = [str(one) for one in bare.values]
         close = difflib.get_close_matches(value, names, n=1, cutoff=0.6)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         return f"{_shown(value, path)} is not {wanted}{hint}"
-    if isinstance(value, str) and isinstance(
-        bare, inspect.IntType | inspect.FloatType | inspect.BoolType
-    ):
+    if isinstance(value, str) and isinstance(bare, inspect.IntType | inspect.FloatType):
         return f"is text, not {wanted}; write it without quotes"
     if isinstance(value, int | float) and takes_text:
         return f"is {_a(value)}, not {wanted}; write it in quotes"

@@ -16,11 +16,16 @@ _PROBLEMS_MAX = 100
 
 
 class Report:
-    """Gathers problems and warnings while a file is read."""
+    """Gathers problems and warnings while a file is read.
 
-    def __init__(self, source: str, lines: Lines) -> None:
+    A text without a `source` is no file of the user's, so no line of it is told. `is_for_service`:
+    the file is for a service elsewhere, and what only that has is not missed.
+    """
+
+    def __init__(self, source: str, lines: Lines, *, is_for_service: bool = False) -> None:
         self._source = source
         self._lines = lines
+        self.is_for_service = is_for_service
         self._problems: list[tuple[int, str]] = []
         self._warnings: list[tuple[int, str]] = []
 
@@ -50,7 +55,8 @@ class Report:
     def _entry(self, path: Path, text: str) -> tuple[int, str]:
         line = self._lines.line(path)
         where = f"{show(path)}: " if path else ""
-        return line, f"{self._source}:{line}: {where}{text}"
+        place = f"{self._source}:{line}: " if self._source else ""
+        return line, f"{place}{where}{text}"
 
 
 def _line(entry: tuple[int, str]) -> int:

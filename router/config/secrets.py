@@ -17,6 +17,14 @@ class SecretError(ValueError):
     """A reference that is malformed, or that leads to nothing usable; the text says how to mend."""
 
 
+class SecretUnset(SecretError):
+    """A variable of the environment that is not set."""
+
+
+class NoCredentials(SecretError):
+    """No directory of credentials: only a service of systemd has one."""
+
+
 def read_secret(reference: str, environ: Mapping[str, str] | None = None) -> str:
     """The secret behind a reference. Raises SecretError, never with the secret in its text."""
     environ = os.environ if environ is None else environ
@@ -24,14 +32,16 @@ def read_secret(reference: str, environ: Mapping[str, str] | None = None) -> str
     if scheme == "env" and rest:
         value = environ.get(rest, "").strip()
         if not value:
-            raise SecretError(f"the environment variable {rest} is not set")
+            raise SecretUnset(f"the environment variable {rest} is not set; `export {rest}=…`")
         return _usable(value, f"the environment variable {rest}")
     if scheme == "file" and rest.startswith("/"):
         return _read_file(Path(rest))
     if scheme == "credential" and rest and "/" not in rest:
         folder = environ.get("CREDENTIALS_DIRECTORY")
         if not folder:
-            raise SecretError("there is no $CREDENTIALS_DIRECTORY: is LoadCredential= in the unit?")
+            raise NoCredentials(
+                "there is no $CREDENTIALS_DIRECTORY: is LoadCredential= in the unit?"
+            )
         return _read_file(Path(folder) / rest)
     raise SecretError(
         "a token is given by reference, never in the file itself: "

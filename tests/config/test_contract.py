@@ -111,7 +111,7 @@ model = "BAAI/bge-m3"
 vector_space = "BAAI/bge-m3"
 
 [keys.alice]
-sha256 = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c"
+sha256 = "2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90"
 ladders = ["assistant", "embed"]
 tier = "premium"
 admin = false

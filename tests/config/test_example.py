@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,14 @@ from router.config import schema
 from router.config.load import load, parse
 from router.config.pending import PENDING
 from router.config.reading import words
+from router.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "rungway.example.toml"
 TEXT = EXAMPLE.read_text()
-# With each setting that has no default brought in.
-WHOLE = re.sub(r"(?m)^#(?=[a-z_]+ = )", "", TEXT)
+OWN_DIGEST = "ab" * 32
+# With each setting that has no default brought in, and a key that is not the example's.
+WHOLE = re.sub(r"(?m)^#(?=[a-z0-9_]+ = |\[)", "", TEXT)
+WHOLE = re.sub(r'(?m)^(sha256 = )"\w{64}"', rf'\1"{OWN_DIGEST}"', WHOLE)
 
 TABLES: list[tuple[type[schema.Section], tuple[str, ...]]] = [
     (schema.Server, ("server",)),
@@ -54,11 +58,20 @@ def table(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return document
 
 
-def test_it_loads_and_warns_only_of_the_token_that_it_leaves_out() -> None:
+def test_it_loads_and_warns_only_of_the_token_and_the_keys_that_it_leaves_out() -> None:
     config = load(EXAMPLE, {})
     assert set(config.ladders) == {"assistant", "embed"}
-    (warning,) = config.warnings
-    assert "backends.hf: has no token" in warning
+    nobody, no_token = config.warnings
+    assert "nobody may call; `rungway keys create`" in nobody
+    assert "backends.hf: has no token" in no_token
+
+
+def test_it_lets_nobody_in_and_the_key_that_it_shows_is_refused() -> None:
+    assert load(EXAMPLE, {}).keys == {}
+    known = hashlib.sha256(b"example").hexdigest()
+    assert f'#sha256 = "{known}"' in TEXT
+    with pytest.raises(ConfigError, match="whose key everybody knows; make one with"):
+        parse(f'[keys.k]\nsha256 = "{known}"\n', "f", {})
 
 
 def test_it_loads_with_every_setting_brought_in(tmp_path: Path) -> None:
@@ -90,7 +103,8 @@ def test_every_setting_is_there_with_its_default(
     assert field.name in whole, f"{name} is not in the example"
     if optional or field.name in ("inputs", "limits"):
         return
-    assert msgspec.convert(table(tomli.loads(TEXT), path)[field.name], field.type) == field.default
+    shown = WHOLE if path[0] == "keys" else TEXT
+    assert msgspec.convert(table(tomli.loads(shown), path)[field.name], field.type) == field.default
 
 
 def test_every_setting_of_a_rung_is_there() -> None:

@@ -80,8 +80,14 @@ BROKEN: list[tuple[str, str, str, str]] = [
     ("[server]\nport = [1]\n", "port", "server.port", "is a list, not a whole number"),
     ("[server]\nport = { a = 1 }\n", "port", "server.port", "is a table, not a whole number"),
     ("[server]\npublic_ops = 1\n", "public_ops", "server.public_ops", "1 is not true or false"),
-    ('[server]\npublic_ops = "true"\n', "ops", "server.public_ops", "write it without quotes"),
-    ('[server]\ncors_origins = "x"\n', "cors", "server.cors_origins", "not a list"),
+    ('[server]\npublic_ops = "true"\n', "ops", "server.public_ops", "is text; write true or false"),
+    ('[server]\ncors_origins = "x"\n', "cors", "server.cors_origins", 'not a list; write ["x"]'),
+    (
+        '[ladders.l.rungs]\nbackend = "gpu"\nmodel = "m"\n',
+        "rungs]",
+        "ladders.l.rungs",
+        "not a list of tables; write [[ladders.l.rungs]]",
+    ),
     ("[server]\nallowed_hosts = [\n1]\n", "1]", "server.allowed_hosts[0]", "is a number"),
     ("[ladders]\nl = 3\n", "l = 3", "ladders.l", "is a number, where a table of settings"),
     ("[backends]\nb = 3\n", "b = 3", "backends.b", "must be a table"),
@@ -138,6 +144,15 @@ BROKEN: list[tuple[str, str, str, str]] = [
     ('[backends.b]\nkind = "tgi"\nurl = "http://x:99999"\n', "url", "url", "is not an address"),
     ('[backends.b]\nkind = "tgi"\nurl = "http://x:0"\n', "url", "backends.b.url", "the port 0"),
     ('[backends.b]\nkind = "tgi"\nurl = "http://x/a b"\n', "url", "url", "no address has"),
+    *(
+        (f'[backends.b]\nkind = "openai"\nurl = "http://x{path}"\n', "url", "b.url", words)
+        for path, words in (
+            ("/v1/chat/completions", "ends in the route /chat/completions; end it at the host or"),
+            ("/v1/embeddings/", "the route /embeddings"),
+            ("/v1/models", "the route /v1/models"),
+            ("/v1/completions", "the route /completions"),
+        )
+    ),
     ('[backends.b]\nkind = "tgi"\nurl = "http://[::1"\n', "url", "url", "is not an address"),
     (f'{ENDPOINT}url = "http://x"\nmanagement_url = "x"\n', "man", "management_url", "begin with"),
     ('[server]\nhost = "a b"\n', "host", "server.host", '"a b" is not an address or a host name'),
@@ -228,7 +243,20 @@ BROKEN: list[tuple[str, str, str, str]] = [
     (f'[keys.k]\nsha256 = "{HASH.upper()}"\n', "ABAB", "keys.k.sha256", "64 lowercase hexadec"),
     (f'[keys.k]\nsha256 = "{HASH}"\n', "sha256", "keys.k.sha256", 'that of the key "alice" too'),
     (f'{KEY}token = "hf_very-secret"\n', "token", "keys.k.token", "given by reference"),
-    (f'{KEY}token = "env:ABSENT"\n', "token", "keys.k.token", "ABSENT is not set"),
+    (
+        f'{KEY}token = "env:ABSENT"\n',
+        "token",
+        "keys.k.token",
+        "ABSENT is not set; `export ABSENT=…`",
+    ),
+    (f'{KEY}token = "env:ABSENT"\n', "token", "keys.k.token", ", or remove this setting"),
+    (
+        '[backends.b]\nkind = "tgi"\nurl = "http://x"\ntoken = "env:ABSENT"\n',
+        "token",
+        "backends.b.token",
+        "`export ABSENT=…`, or remove this backend and its rungs",
+    ),
+    (f'{KEY}token = "credential:hf"\n', "token", "keys.k.token", "is LoadCredential= in the unit"),
     (
         '[backends.b]\nkind = "tgi"\nurl = "http://x"\ntoken = "hf_very-secret"\n',
         "token",
@@ -262,6 +290,34 @@ def test_the_good_file_is_good() -> None:
         ("a = \n", "f.toml:1: is not TOML at column 5: Invalid value"),
         ("[server]\nport = 1\nport = 2\n", "f.toml:3: is not TOML"),
         ("[server\n", "f.toml:1: is not TOML"),
+        (
+            "[server]\nauth = open\n",
+            "f.toml:2: is not TOML at column 8: Invalid value; text needs quotes",
+        ),
+        (
+            "[server]\nhost = 127.0.0.1\n",
+            "f.toml:2: is not TOML at column 13: Expected newline or end of document after a "
+            "statement; text needs quotes",
+        ),
+        (
+            "[server]\npublic_ops = True\n",
+            "f.toml:2: is not TOML at column 14: Invalid value; write true",
+        ),
+        (
+            "[ladders.x.rungs]\nmodel = 'm'\n[ ladders.x.rungs ]\nmodel = 'n'\n",
+            "f.toml:3: is not TOML at column 19: Cannot declare ('ladders', 'x', 'rungs') twice; "
+            "write [[ladders.x.rungs]] before each rung",
+        ),
+        (
+            "[ladders.x.rungs]\nmodel = 'm'\n[[ladders.x.rungs]]\nmodel = 'n'\n",
+            "f.toml:3: is not TOML at column 18: Cannot overwrite a value; "
+            "write [[ladders.x.rungs]] before each rung",
+        ),
+        (
+            "[server]\n[state]\n[ server ]\n",
+            "f.toml:3: is not TOML at column 10: Cannot declare ('server',) twice; "
+            "it stands on line 1 already",
+        ),
         ("a = " + "[" * 5000, "f.toml: nests lists or tables far too deep"),
         ("a = " + "9" * 5000, "f.toml: has a number of far too many digits"),
         ("backends = 3", "f.toml:1: backends: must be tables: [backends.NAME]"),
@@ -273,6 +329,29 @@ def test_the_good_file_is_good() -> None:
 def test_what_is_not_a_configuration_at_all(text: str, words: str) -> None:
     (problem,) = problems(text)
     assert problem.startswith(words)
+
+
+def test_a_misspelt_section_is_told_once() -> None:
+    (problem,) = problems(f'[backend.x]\nkind = "tgi"\n{RUNG.replace("gpu", "x")}')
+    assert problem == 'f.toml:1: backend: there is no such section; did you mean "backends"?'
+    (problem,) = problems(f'[server]\ndefault_ladder = "l"\n[ladder.l]\n{KEY}ladders = ["l"]\n')
+    assert problem == 'f.toml:3: ladder: there is no such section; did you mean "ladders"?'
+
+
+def test_a_credential_of_a_service_elsewhere_is_not_missed(tmp_path: Path) -> None:
+    file = tmp_path / "rungway.toml"
+    file.write_text(GOOD.replace("env:HF_TOKEN", "credential:hf"))
+    assert load(file, ENVIRON, is_for_service=True).warnings == (
+        f"{file}:9: backends.hf.token: "
+        "is not checked: only the service has its $CREDENTIALS_DIRECTORY",
+    )
+    with pytest.raises(ConfigError, match="is LoadCredential= in the unit"):
+        load(file, ENVIRON)
+
+
+def test_a_text_without_a_source_has_no_lines() -> None:
+    assert "there are no ladders" in parse("", "", {}).warnings[1]
+    assert parse("", "", {}).warnings[0].startswith("server.auth: is")
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
