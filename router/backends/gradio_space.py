@@ -96,6 +96,7 @@ class GradioSpaceBackend:
 
     kind = "gradio-space"
     takes_key_tokens = True
+    can_continue = False
 
     def __init__(
         self,

@@ -120,6 +120,7 @@ class InferenceEndpointBackend:
 
     kind = "inference-endpoint"
     takes_key_tokens = True
+    can_continue = False
 
     def __init__(
         self,

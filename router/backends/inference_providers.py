@@ -45,6 +45,7 @@ class InferenceProvidersBackend:
 
     kind = "inference-providers"
     takes_key_tokens = True
+    can_continue = False
 
     def __init__(
         self,

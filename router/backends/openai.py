@@ -31,6 +31,7 @@ class OpenAiBackend:
 
     kind = "openai"
     takes_key_tokens = False
+    can_continue = True
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

@@ -37,6 +37,7 @@ class TeiBackend:
 
     kind = "tei"
     takes_key_tokens = False
+    can_continue = False
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

@@ -17,8 +17,10 @@ from router.core.ladder import Step
 from router.errors import Draining, InternalFault, RouterError, UpstreamError, UpstreamTimeout
 from router.flow import relay
 from router.flow.board import Board
+from router.flow.continuity import Continuity
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
+from router.flow.progress import Progress
 from router.flow.sink import Provenance, Sink
 from router.types import Call, ChatCall, Rung
 
@@ -45,6 +47,7 @@ class Pipeline:
         self._answer_bytes_max = answer_bytes_max
         self._serving: set[asyncio.Task[object]] = set()
         self._is_ending = False
+        self.continuity = Continuity(backends, board)
 
     async def serve(self, call: Call, body_bytes: int, sink: Sink, record: Record) -> None:
         """Answer one call into the sink. Raises RouterError when nothing was sent.
@@ -110,21 +113,25 @@ class Pipeline:
     async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
         """Try the plan's rungs in order until one has answered."""
         steps = self.plan(call)
+        progress = Progress(call, sink)
         for step in steps:
             if step.take and record.attempts:
+                call = progress.call
                 ladder.recheck(step, call, self._board.view(step.rung), self._unable)
+                progress.recheck(step, self.continuity)
             if not step.take:
                 continue
             attempt = AttemptRecord(step.rung, "failed")
             record.attempts.append(attempt)
             try:
-                await self._attempt(call, step.rung, sink, record, started)
+                progress.begin(record)
+                await self._attempt(call, step.rung, sink, record, started, progress)
             except UpstreamError as error:
                 attempt.cause = error.cause
                 step.error = error
                 self._note_failure(call, step.rung, error)
-                if sink.is_committed or not error.moves_on:
-                    raise
+                if not progress.goes_on(error, record):
+                    break
             except asyncio.CancelledError:
                 attempt.cause = "cancelled"
                 raise
@@ -133,11 +140,19 @@ class Pipeline:
                 record.rung = step.rung
                 record.status = 200
                 return
+        if await progress.conclude(record):
+            return
         param = "messages" if isinstance(call, ChatCall) else "input"
         raise ladder.no_rung_left(call.ladder.name, steps, param)
 
     async def _attempt(
-        self, call: Call, rung: Rung, sink: Sink, record: Record, started: float
+        self,
+        call: Call,
+        rung: Rung,
+        sink: Sink,
+        record: Record,
+        started: float,
+        progress: Progress,
     ) -> None:
         """One try of one rung: open, relay."""
         backend = self._backends[rung.backend]
@@ -156,7 +171,7 @@ class Pipeline:
                 await relay.answer(backend, chat, sink, record, provenance)
                 return
             await relay.stream(
-                backend, chat, sink, record, provenance, lambda: self._clock() - started
+                backend, chat, sink, record, provenance, lambda: self._clock() - started, progress
             )
             if record.first_token_s is not None:
                 self._board.answered(rung, record.first_token_s - (began - started))
@@ -166,6 +181,8 @@ class Pipeline:
     def _note_failure(self, call: Call, rung: Rung, error: UpstreamError) -> None:
         """Tell the board, and raise the alarm where the rung closes for a reason to be mended."""
         backend = self._backends[rung.backend]
+        if error.cause == "echoed":
+            self.continuity.refute(rung)
         error.message = backend.credential.hide(error.message)
         if call.key.token:
             error.message = error.message.replace(call.key.token, "[token]")
