@@ -11,8 +11,8 @@ assistant's, and ignore both fields. TGI, and many templates, cut off the prefix
 its end, so it is never sent there: what the rest repeats of it is taken away again. In a whole
 answer llama.cpp repeats the prefix, in a stream it does not: only streams are continued.
 
-Text that might be the beginning of a stop string is held back until more of it has come, so no
-stop string ever lies across a seam, where the second upstream could not see it.
+Text that might be the beginning of a stop string is held back until more of it has come, and never
+continued from, so no stop string lies across a seam, where the second upstream could not see it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _ECHO_CHARS = 24
 # How far back from the end an echo may begin.
 _ECHO_CHARS_MAX = 512
 _WORD_CHARS_MIN = 3
+# How much of the text given is looked at for whether it was repeating itself already.
+_LOOK_CHARS = 4096
 # What may be held back until the rest is judged.
 _HELD_BYTES_MAX = 1 << 20
 # Tokens seldom have more characters, so this seldom overestimates.
@@ -119,6 +121,9 @@ class Given:
         text = self.text
         if not text.strip():
             return "no text was given yet"
+        if part_of_stop(text, self._stops):
+            # The next event showed it to be none, but that one is lost, and another may come.
+            return "the text ends in what may begin a stop string"
         if any(mark in text for mark in _THOUGHTS):
             # Templates take finished thoughts out of the prefix, and unfinished ones apart.
             return "the text has the model's thoughts in it"
@@ -145,8 +150,12 @@ class Given:
         """How many of the queued chunks may go out now; they count as given from here on."""
         count = len(self._queued)
         if self._stops and not any(is_last for _, is_last in self._queued):
-            # What went out before ends in no part of a stop string, so none begins there.
-            held = part_of_stop("".join(text for text, _ in self._queued), self._stops)
+            # No stop string begins in what went out before: it would have been held back.
+            waiting = "".join(text for text, _ in self._queued)
+            if any(stop in waiting for stop in self._stops):
+                # Some servers give the stop string too (TGI), and then only the end is to come.
+                self._why_not, self._stops = "the text has a stop string in it", ()
+            held = part_of_stop(waiting, self._stops)
             while held > 0:
                 count -= 1
                 held -= len(self._queued[count][0])
@@ -234,10 +243,10 @@ def judge(given: str, rest: str, *, is_ended: bool) -> Verdict:
     end; the word that the seam has cut, begun anew. A text that was repeating itself already may
     go on doing so. One word alone, the first one for example, is no echo: sentences begin alike.
     """
-    given = given.rstrip()
     bare = rest.lstrip()
-    head = given.lstrip()[:_ECHO_CHARS]
-    is_repeating = head in given.lstrip()[1:]
+    beginning = given[:_LOOK_CHARS].lstrip()
+    head = beginning[:_ECHO_CHARS].rstrip()
+    is_repeating = head in beginning[1:]
     if bare.startswith(head) and not is_repeating:
         return Verdict.ECHO
     word = _cut_word(given)
@@ -245,11 +254,13 @@ def judge(given: str, rest: str, *, is_ended: bool) -> Verdict:
         return Verdict.ECHO
     is_open = (head.startswith(bare) and not is_repeating) or (bool(word) and word.startswith(rest))
     tail = given[-_ECHO_CHARS_MAX:]
+    looked_at = given[-_LOOK_CHARS:]
     start = rest[:_ECHO_CHARS]
     at = tail.find(start)
     while at != -1:
         end = tail[at:]
-        if len(end) >= _ECHO_CHARS and not given.endswith(end + end):
+        piece = end[:_ECHO_CHARS]
+        if len(piece) == _ECHO_CHARS and looked_at.find(piece) == looked_at.rfind(piece):
             if rest.startswith(end):
                 return Verdict.ECHO
             is_open |= end.startswith(rest)
@@ -266,9 +277,9 @@ class Seam:
 
     def __init__(self, given: Given, spent: Usage | None, *, who: str) -> None:
         text = given.text
-        self._given = text.rstrip()
-        # Sent to the client, but not in the prefix.
-        self._owed = text[len(self._given) :]
+        self._given = text
+        # Given to the client, but not in the prefix: the rest may begin with it.
+        self._owed = text[len(text.rstrip()) :]
         self._head = given.head
         self._spent = spent
         self._who = who
