@@ -141,6 +141,8 @@ class Given:
                 text += self._text_of(delta)
             if choice["index"] != 0:
                 self._why_not = "it has more than one choice"
+            elif choice.get("finish_reason"):
+                self._why_not = "it has its end"
         usage = usage_in(chunk.get("usage"))
         if usage is not None:
             self._reported = max(self._reported, usage.output_tokens)

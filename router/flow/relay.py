@@ -8,6 +8,7 @@ read from upstream, and no time limit of the upstream's runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
 from router.core import escalate, rescue, sse
@@ -218,7 +219,11 @@ class _Relay:
                 try:
                     payload, commits = self._watch.see(event.data)
                 except UpstreamError as error:
-                    self.error = error
+                    if self._watch.is_complete and type(error) is UpstreamBroken:
+                        # Only the usage can be missing: as good as cut off there.
+                        self.is_done = True
+                    else:
+                        self.error = error
                     break
                 self._has_content |= commits
                 if payload is not None:
@@ -262,8 +267,10 @@ class _Relay:
     def usage(self) -> Usage | None:
         """What the upstream reported, else an estimate of what was received, else nothing."""
         watch = self._watch
-        if watch.usage is not None:
+        if watch.usage is not None and self._spent is not None:
             # Of a continued answer, that of the attempts before is in it already (`Seam`).
+            return replace(watch.usage, estimated=self._spent.estimated)
+        if watch.usage is not None:
             return watch.usage
         if not watch.content_chars:
             return self._spent

@@ -149,6 +149,7 @@ class TestGiven:
             ([chunk("a", tool_calls=[{"index": 0}])], "tool_calls"),
             ([chunk("a", refusal="no")], "refusal"),
             ([{**HEAD, "choices": [{"index": 1, "delta": {"content": "a"}}]}], "choice"),
+            ([chunk("a"), chunk(None, "stop")], "its end"),
             ([chunk("a" * TEXT_CHARS_MAX), chunk("b")], "too long"),
         ],
     )
