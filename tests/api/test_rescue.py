@@ -41,7 +41,7 @@ class Heard:
         self.roles = [c["delta"]["role"] for c in choices if c["delta"].get("role")]
         self.finishes = [c["finish_reason"] for c in choices if c["finish_reason"]]
         self.heads = {(one["id"], one["created"], one["model"]) for one in self.chunks}
-        self.usage = next((one["usage"] for one in self.chunks if one.get("usage")), None)
+        self.usage: Any = next((one["usage"] for one in self.chunks if one.get("usage")), None)
 
     def is_one_whole_stream(self, text: str = TEXT) -> bool:
         is_whole = self.is_done and not self.is_cut and not self.errors
@@ -190,7 +190,7 @@ class TestTokens:
     async def test_an_answer_that_only_lacks_its_end_needs_no_second_rung(self) -> None:
         second = engine()
         async with house_of(engine(cut_after=4).handle, second.handle) as house:
-            asked = {"max_tokens": 4, "stream_options": {"include_usage": True}}
+            asked: dict[str, Any] = {"max_tokens": 4, "stream_options": {"include_usage": True}}
             heard = await hear(house, **asked)
             assert heard.is_one_whole_stream("The sea is vast")
             assert heard.finishes == ["length"]
