@@ -57,7 +57,7 @@ _REFUSALS = re.compile(
 )
 
 # What one answer's check may cost, whatever schema and answer are.
-_STEPS_MAX = 200_000
+_STEPS_MAX = 50_000
 _DEPTH_MAX = 64
 
 

@@ -132,7 +132,9 @@ class Given:
     def queue(self, chunk: Json) -> None:
         """Take note of a chunk that is to go out after those before it."""
         if not self.head:
-            self.head = {name: chunk[name] for name in _HEAD if name in chunk}
+            self.head = {
+                name: chunk[name] for name in _HEAD if isinstance(chunk.get(name), str | int)
+            }
         text, is_last = "", False
         for choice in chunk["choices"]:
             is_last |= bool(choice.get("finish_reason"))
@@ -305,7 +307,10 @@ class Seam:
             is_last |= bool(choice.get("finish_reason"))
         usage = self._add_up(chunk)
         if had_text or is_last or usage:
-            self._held.append(jsontext.write({**chunk, **self._head}))
+            try:
+                self._held.append(jsontext.write({**chunk, **self._head}))
+            except ValueError as error:
+                raise UpstreamBroken(f"{self._who} sent what cannot be passed on") from error
         return self._let_go(is_ended=is_last or not chunk["choices"])
 
     def end(self) -> list[bytes]:

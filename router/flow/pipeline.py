@@ -173,7 +173,8 @@ class Pipeline:
             await relay.stream(
                 backend, chat, sink, record, provenance, lambda: self._clock() - started, progress
             )
-            if record.first_token_s is not None:
+            if record.first_token_s is not None and record.first_token_s >= began - started:
+                # Else the first token was another rung's, whose answer this one continued.
                 self._board.answered(rung, record.first_token_s - (began - started))
         finally:
             self._board.ended(rung)

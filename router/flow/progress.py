@@ -63,6 +63,7 @@ class Progress:
         if not self._is_continuing:
             self.spent = None
             self.used_before = record.usage
+            record.first_token_s = None
             if isinstance(self._call, ChatCall) and self._may_rescue:
                 self.given = Given(self._call.body)
 

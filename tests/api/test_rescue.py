@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 
@@ -113,8 +114,9 @@ async def test_wherever_it_breaks_the_text_comes_once(at: int) -> None:
         assert (await hear(house)).is_one_whole_stream()
 
 
-async def test_a_second_break_is_continued_by_a_third_rung() -> None:
-    engines = [engine(cut_after=3), engine(cut_after=4), engine()]
+@pytest.mark.parametrize("end", ["cut", "clean"])
+async def test_a_second_break_is_continued_by_a_third_rung(end: str) -> None:
+    engines = [engine(cut_after=3), engine(cut_after=4, end=end), engine()]
     async with house_of(*(one.handle for one in engines)) as house:
         assert (await hear(house)).is_one_whole_stream()
         assert engines[2].asked[0]["messages"][-1]["content"] == "The sea is vast and old.\n\nNo"
@@ -228,22 +230,51 @@ class TestStops:
             heard = await hear(house, stop=stop)
             assert heard.is_one_whole_stream(wanted), (heard.text, heard.errors)
 
-    async def test_text_held_for_a_stop_string_keeps_the_stream_alive(self) -> None:
-        go_on = asyncio.Event()
+    async def test_no_more_is_held_for_a_stop_string_than_has_room(self) -> None:
+        heard = asyncio.Event()
 
+        async def large(request: Request, reply: Reply) -> None:
+            model = Engine({})
+            await reply.start()
+            await reply.event({**model.chunk({"content": "It is E"}), "x": "y" * (1 << 20)})
+            await heard.wait()
+            reply.cut()
+
+        second = engine()
+        async with house_of(large, second.handle) as house:
+            url = f"{house.url}/v1/chat/completions"
+            async with house.client.post(url, json={**ASK, "stop": "END"}) as answer:
+                raw = b""
+                while b"\n\n" not in raw:
+                    raw += await answer.content.readany()
+                heard.set()
+                with pytest.raises(aiohttp.ClientError):
+                    while data := await answer.content.readany():
+                        raw += data
+            assert b"It is E" in raw
+            assert b'"error"' in raw
+            assert second.asked == [], "what was not followed is not continued"
+
+    async def test_a_second_rung_that_is_slow_to_begin_is_not_the_faster_for_it(self) -> None:
+        first, second = engine(cut_after=7), engine()
+        async with house_of(first.handle, second.handle) as house:
+            await hear(house)
+            views = house.shared.board.views(house.gateway.service.names.ladders["chat"].rungs)
+            assert views["b1/org/m"].first_token_s is None
+
+    async def test_text_held_for_a_stop_string_keeps_the_stream_alive(self) -> None:
         async def slow(request: Request, reply: Reply) -> None:
             await reply.start()
             pieces = Engine({})
             for text in ("It is", " E", "N", "d."):
-                await reply.event(pieces._chunk({"content": text}))
+                await reply.event(pieces.chunk({"content": text}))
                 await asyncio.sleep(0.2)
-            go_on.set()
-            await reply.event(pieces._chunk({}, "stop"))
+            await reply.event(pieces.chunk({}, "stop"))
             await reply.end()
 
         async with house_of(slow) as house:
             heard = await hear(house, stop="END!")
-            assert heard.text == "It is END."[:8] + "d."
+            assert heard.text == "It is ENd."
 
 
 RECORDING = Path(__file__).parents[1] / "recordings" / "openai" / "llama-cpp-stream.sse"

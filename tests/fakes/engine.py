@@ -52,9 +52,9 @@ class Engine:
         text = self._rest(question, prefix)
         tokens = re.findall(r"\s*\S+|\s+$", text) if text else []
         await reply.start()
-        await reply.event(self._chunk({"role": "assistant", "content": ""}))
+        await reply.event(self.chunk({"role": "assistant", "content": ""}))
         if prefix and self.manner == "calls a tool":
-            await reply.event(self._chunk({"tool_calls": [{"index": 0, "id": "a"}]}))
+            await reply.event(self.chunk({"tool_calls": [{"index": 0, "id": "a"}]}))
         limit = body.get("max_tokens") or len(tokens) + 1
         stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
         said, finish = "", "stop"
@@ -68,15 +68,15 @@ class Engine:
             said += token
             if any(stop in said for stop in stops):
                 break
-            await reply.event(self._chunk({"content": token}))
+            await reply.event(self.chunk({"content": token}))
         else:
             if len(tokens) == limit:
                 finish = "length"
-        await reply.event(self._chunk({}, finish))
+        await reply.event(self.chunk({}, finish))
         if self.reports_usage:
             used = len(re.findall(r"\s*\S+", said))
             usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": used, "total_tokens": 0}
-            await reply.event({**self._chunk({}), "choices": [], "usage": usage})
+            await reply.event({**self.chunk({}), "choices": [], "usage": usage})
         await reply.event(b"[DONE]")
         await reply.end()
 
@@ -97,7 +97,7 @@ class Engine:
             await reply.event(b'{"choices": [{"index"')
             await reply.end()
         else:
-            await reply.event(self._chunk({}, "abort"))
+            await reply.event(self.chunk({}, "abort"))
             await reply.end()
 
     def _rest(self, question: str, prefix: str) -> str:
@@ -110,7 +110,7 @@ class Engine:
         rest = answer.removeprefix(prefix.strip())
         return rest.lstrip() if self.manner == "loses space" else rest
 
-    def _chunk(self, delta: Any, finish: str | None = None) -> Any:
+    def chunk(self, delta: Any, finish: str | None = None) -> Any:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         head = {"id": f"chatcmpl-{self.name}", "object": "chat.completion.chunk"}
         return {**head, "created": len(self.name), "model": self.name, "choices": [choice]}
