@@ -62,7 +62,7 @@ class Daemon:
         self._announce = announce
         self._environ = environ
         self._stopping = asyncio.Event()
-        self._probing: asyncio.Task[None] | None = None
+        self._looking: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises StartError."""
@@ -166,11 +166,14 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     def _probe(self, service: Service) -> None:
-        if self._probing is not None:
-            self._probing.cancel()
-        backends = list(service.backends.values())
-        work = probe_forever(backends, self._shared.board, self._config.server.probe_s)
-        self._probing = self._shared.tasks.spawn(work, "probes")
+        for task in self._looking:
+            task.cancel()
+        every_s = self._config.server.probe_s
+        probes = probe_forever(list(service.backends.values()), self._shared.board, every_s)
+        ladders = list(self._config.ladders.values())
+        canaries = service.pipeline.continuity.prove_forever(ladders, every_s)
+        spawn = self._shared.tasks.spawn
+        self._looking = [spawn(probes, "probes"), spawn(canaries, "canaries")]
 
     async def _drain(self, listener: asyncio.Server, server: Server) -> None:
         """No new connections; what is under way may end within `drain_s`."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from router.types import Answer
+
 
 class RouterError(Exception):
     """Abstract: raise one of its children.
@@ -228,6 +230,28 @@ class PromptTooLong(UpstreamError):
     code = "context_length_exceeded"
     cause = "prompt_too_long"
     should_retry = False
+
+
+class Echoed(UpstreamBroken):
+    """Asked to go on with an answer, the rung began it anew: its text has no honest place."""
+
+    cause = "echoed"
+    moves_on = False
+
+
+class Escalated(UpstreamError):
+    """The rung answered, and its ladder asks for a better answer: `why` is its word for that.
+
+    `answer` is the body or the frames of what it said: where no rung does better, the last such
+    answer is still the answer.
+    """
+
+    code = "escalated"
+
+    def __init__(self, message: str, *, why: str, answer: Answer | bytes) -> None:
+        super().__init__(message)
+        self.cause = f"escalated_{why}"
+        self.answer = answer
 
 
 class CallerMistake(UpstreamError):

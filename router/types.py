@@ -84,7 +84,8 @@ class Ladder:
     """Named, ordered rungs; clients send the name, or an alias, as `model`.
 
     `token_ids`: whose ids an embeddings call gives when it gives token ids, "cl100k_base" or the
-    "model"'s own.
+    "model"'s own. `rescue`: a stream that breaks is continued on another rung. `commit_complete`:
+    a stream is sent when it is whole. `escalate_on`: answers that a better rung is to replace.
     """
 
     name: str
@@ -95,6 +96,9 @@ class Ladder:
     limits: PhaseLimits = PhaseLimits()
     token_ids: str = "cl100k_base"
     vector_space: str = ""
+    rescue: bool = False
+    commit_complete: bool = False
+    escalate_on: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

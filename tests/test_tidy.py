@@ -40,6 +40,7 @@ ENTRY_POINTS = {
 # Where everything is caught and not raised again, and why.
 BROAD_EXCEPTS = {
     "router.api.gateway": "the edge of a request: logged with its trace, answered with 500",
+    "router.flow.continuity": "the edge of a background task: logged, nothing was shown",
     "router.flow.probes": "the edge of a background task: logged with its trace, the rung is down",
 }
 PRINTERS = ("router.cli.", "router.demo.")

@@ -98,6 +98,10 @@ class Backend(Protocol):
     may_repeat: bool
     """Whether what failed after it was sent may be sent again: not where it runs on unheard."""
 
+    can_continue: bool
+    """Whether its servers may be asked to go on with a message of the assistant's that was begun.
+    Whether a rung's model then does is for a canary to show (`flow/continuity.py`)."""
+
     def unable(self, call: Call, rung: Rung) -> str | None:
         """Why this call cannot be put faithfully to this rung, or None. Pure; asked while planning.
 

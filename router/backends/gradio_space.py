@@ -97,6 +97,7 @@ class GradioSpaceBackend:
     kind = "gradio-space"
     takes_key_tokens = True
     may_repeat = False
+    can_continue = False
 
     def __init__(
         self,

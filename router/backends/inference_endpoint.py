@@ -121,6 +121,7 @@ class InferenceEndpointBackend:
     kind = "inference-endpoint"
     takes_key_tokens = True
     may_repeat = True
+    can_continue = False
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class InferenceProvidersBackend:
     kind = "inference-providers"
     takes_key_tokens = True
     may_repeat = True
+    can_continue = False
 
     def __init__(
         self,

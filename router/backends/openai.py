@@ -32,6 +32,7 @@ class OpenAiBackend:
     kind = "openai"
     takes_key_tokens = False
     may_repeat = True
+    can_continue = True
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

@@ -40,6 +40,7 @@ class TeiBackend:
     kind = "tei"
     takes_key_tokens = False
     may_repeat = True
+    can_continue = False
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

@@ -222,6 +222,9 @@ def ladder(
         ),
         vector_space=_vector_space(raw, task, backends, path, report),
         token_ids=raw.token_ids,
+        rescue=raw.rescue == "continue",
+        commit_complete=raw.commit == "complete",
+        escalate_on=frozenset(raw.escalate_on),
     )
 
 

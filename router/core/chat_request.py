@@ -40,7 +40,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 # Servers take a part for what its fields say, whatever its type says.
 _MEDIA_URLS = ("image_url", "video_url", "audio_url", "input_image")
 # OpenAI's two names, and llama.cpp's own, which it reads first and where -1 is without end.
-_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 _AT_LEAST_ONE = ("max_tokens", "max_completion_tokens", "n")
 
 
@@ -107,7 +107,7 @@ def clamp(body: Json, output_tokens_max: int | None) -> tuple[Json, int | None]:
     """
     if output_tokens_max is None:
         return body, None
-    asked = {name: body[name] for name in _OUTPUT_LIMITS if body.get(name) is not None}
+    asked = {name: body[name] for name in OUTPUT_LIMITS if body.get(name) is not None}
     if not asked.keys() & {"max_completion_tokens", "max_tokens"}:
         asked["max_tokens"] = None
     changed = {

@@ -68,6 +68,11 @@ class ChunkWatch:
     def has_choices(self) -> bool:
         return bool(self._finished)
 
+    @property
+    def last(self) -> Json:
+        """The last chunk seen, as it was passed on."""
+        return self._last
+
     def see(self, payload: bytes) -> Seen:
         """Take note of one chunk. Raises UpstreamError on an error event or anything else."""
         try:

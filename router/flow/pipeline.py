@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt
 from router.core import ladder
@@ -25,9 +26,11 @@ from router.errors import (
 from router.flow import relay
 from router.flow.board import Board
 from router.flow.canaries import Canaries
+from router.flow.continuity import Continuity
 from router.flow.gate import NotLetIn
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
+from router.flow.progress import Progress
 from router.flow.sink import Provenance, Sink
 from router.types import Call, ChatCall, Rung
 
@@ -55,6 +58,7 @@ class Pipeline:
         self._canaries = Canaries()
         self._serving: set[asyncio.Task[object]] = set()
         self._is_ending = False
+        self.continuity = Continuity(backends, board)
 
     async def serve(self, call: Call, body_bytes: int, sink: Sink, record: Record) -> None:
         """Answer one call into the sink. Raises RouterError when nothing was sent.
@@ -121,34 +125,50 @@ class Pipeline:
             raise InternalFault(words) from error
 
     async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
-        """Try the plan's rungs in order until one has answered."""
+        """Try the plan's rungs in order until one has answered; else end with what there is."""
         steps = self.plan(call)
+        progress = Progress(call, sink)
+        if await self._try_each(steps, progress, sink, record, started):
+            return
+        if await progress.conclude(record):
+            return
+        param = "messages" if isinstance(call, ChatCall) else "input"
+        raise ladder.no_rung_left(call.ladder.name, steps, param)
+
+    async def _try_each(
+        self, steps: list[Step], progress: Progress, sink: Sink, record: Record, started: float
+    ) -> bool:
+        """Whether one of the rungs answered; False: none is left, or none may be asked any more."""
         for place, step in enumerate(steps):
             if step.take and record.attempts:
-                self._recheck(call, step)
+                self._recheck(progress, step)
             tries = 0
             while step.take:
                 tries += 1
+                later = steps[place + 1 :]
                 try:
-                    has_next = self._has_room(call, steps[place + 1 :])
-                    await self._attempt(call, step.rung, sink, record, started, has_next)
-                    return
+                    progress.begin(record)
+                    has_next = self._has_room(progress, later)
+                    await self._attempt(progress, step.rung, sink, record, started, has_next)
+                    return True
                 except NotLetIn as closed:
                     step.take, step.reason = False, closed.reason
                     step.cause, step.wait_s = closed.cause, closed.wait_s
                 except UpstreamError as error:
                     step.error = error
-                    if sink.is_committed or not error.moves_on:
-                        raise
-                    if not await self._retries(call, steps, place, error, tries, started):
+                    if not progress.goes_on(error, record):
+                        return False
+                    if sink.is_committed:
                         break
-                    self._recheck(call, step)
-        param = "messages" if isinstance(call, ChatCall) else "input"
-        raise ladder.no_rung_left(call.ladder.name, steps, param)
+                    has_next = self._has_room(progress, later)
+                    if not await self._retries(progress, step, error, tries, started, has_next):
+                        break
+                    self._recheck(progress, step)
+        return False
 
     async def _attempt(
         self,
-        call: Call,
+        progress: Progress,
         rung: Rung,
         sink: Sink,
         record: Record,
@@ -159,13 +179,14 @@ class Pipeline:
 
         Nobody waits for a place on a rung while a later one has room.
         """
+        call = progress.call
         gate = self._board.gate(call.ladder, rung)
         place = await gate.enter(call.key.priority, 0.0 if has_next else call.ladder.limits.queue_s)
         attempt = AttemptRecord(rung, "failed")
         record.attempts.append(attempt)
         began = self._clock()
         try:
-            await self._relay(call, rung, sink, record, started)
+            await self._relay(progress, rung, sink, record, started)
         except UpstreamError as error:
             attempt.cause = error.cause
             gate.failed(place, error)
@@ -182,8 +203,9 @@ class Pipeline:
         gate.served(place, None if first_s is None else first_s - (began - started))
 
     async def _relay(
-        self, call: Call, rung: Rung, sink: Sink, record: Record, started: float
+        self, progress: Progress, rung: Rung, sink: Sink, record: Record, started: float
     ) -> None:
+        call = progress.call
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
         if not isinstance(call, ChatCall):
@@ -196,25 +218,27 @@ class Pipeline:
         if not call.stream:
             await relay.answer(backend, chat, sink, record, provenance)
             return
-        await relay.stream(backend, chat, sink, record, provenance, lambda: self._clock() - started)
+        await relay.stream(
+            backend, chat, sink, record, provenance, lambda: self._clock() - started, progress
+        )
 
     async def _retries(
         self,
-        call: Call,
-        steps: list[Step],
-        place: int,
+        progress: Progress,
+        step: Step,
         error: UpstreamError,
         tries: int,
         started: float,
+        has_next: bool,
     ) -> bool:
         """Whether to ask the same rung again; returns when it is time to."""
-        rung = steps[place].rung
+        call, rung = progress.call, step.rung
         if not self._backends[rung.backend].may_repeat and not isinstance(error, ConnectFailed):
             return False
         verdict = self._board.gate(call.ladder, rung).retry(
             error,
             tries=tries,
-            has_next=self._has_room(call, steps[place + 1 :]),
+            has_next=has_next,
             left_s=call.ladder.limits.total_s - (self._clock() - started),
         )
         if verdict.wait_s is None:
@@ -222,15 +246,18 @@ class Pipeline:
         await asyncio.sleep(verdict.wait_s)
         return True
 
-    def _recheck(self, call: Call, step: Step) -> None:
+    def _recheck(self, progress: Progress, step: Step) -> None:
+        call = progress.call
         ladder.recheck(step, call, self._board.view(call.ladder, step.rung), self._unable)
+        progress.recheck(step, self.continuity)
 
-    def _has_room(self, call: Call, later: list[Step]) -> bool:
+    def _has_room(self, progress: Progress, later: list[Step]) -> bool:
         """Whether one of these rungs would take the call at once."""
         for step in later:
             if step.take:
-                self._recheck(call, step)
-                if step.take and self._board.gate(call.ladder, step.rung).has_room():
+                now = replace(step)
+                self._recheck(progress, now)
+                if now.take and self._board.gate(progress.call.ladder, step.rung).has_room():
                     return True
         return False
 
@@ -238,6 +265,8 @@ class Pipeline:
         """Tell the board, and raise the alarm where the rung closes for a reason to be mended."""
         self._canaries.forget(rung)
         backend = self._backends[rung.backend]
+        if error.cause == "echoed":
+            self.continuity.refute(rung)
         error.message = backend.credential.hide(error.message)
         if call.key.token:
             error.message = error.message.replace(call.key.token, "[token]")

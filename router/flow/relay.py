@@ -8,17 +8,20 @@ read from upstream, and no time limit of the upstream's runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
-from router.core import sse
+from router.core import escalate, rescue, sse
 from router.core.chunks import ChunkWatch
 from router.core.embeddings import fit
-from router.errors import UpstreamBroken, UpstreamError
+from router.core.rescue import Given
+from router.errors import Escalated, UpstreamBroken, UpstreamError
 from router.flow.canaries import Canaries
 from router.flow.observe import Record
 from router.flow.patience import Patience
+from router.flow.progress import Progress
 from router.flow.sink import Provenance, Sink
-from router.types import ChatCall, Rung, Usage
+from router.types import Answer, ChatCall, Rung, Usage
 
 # Chunks that hold only a role are small and few; more of them is a fault, not an answer.
 _WITHHELD_BYTES_MAX = 1 << 20
@@ -31,11 +34,14 @@ _CHARS_PER_TOKEN = 4
 async def answer(
     backend: Backend, attempt: ChatAttempt, sink: Sink, record: Record, provenance: Provenance
 ) -> None:
-    """A whole chat answer."""
+    """A whole chat answer. Raises Escalated where the ladder asks for a better one."""
+    call = attempt.call
     async with Patience(attempt.rung.name) as patience:
-        patience.wait("answer", attempt.call.ladder.limits.answer_s)
+        patience.wait("answer", call.ladder.limits.answer_s)
         whole = await backend.complete_chat(attempt)
-    record.usage = whole.usage
+    record.usage = _together(record.usage, whole.usage)
+    if call.ladder.escalate_on:
+        _judge(attempt, escalate.of_answer(whole.body), whole)
     await sink.send_answer(whole, provenance)
 
 
@@ -64,42 +70,46 @@ async def stream(
     record: Record,
     provenance: Provenance,
     since_start_s: Callable[[], float],
+    progress: Progress,
 ) -> None:
     """A streamed chat answer, to its end. Raises UpstreamError where it breaks."""
-    relay = _Relay(attempt.rung, attempt.call)
+    relay = _Relay(attempt.rung, attempt.call, progress.given, progress.spent)
+    outlet = _Outlet(sink, provenance, attempt)
+    before = progress.used_before
     try:
-        await _pass_on(backend, attempt, sink, record, provenance, since_start_s, relay)
-        await sink.write(relay.finish(), provenance)
-        await sink.end()
+        await _pass_on(backend, attempt, outlet, record, since_start_s, relay, progress)
+        await outlet.finish(relay.finish())
     finally:
-        record.usage = relay.usage()
+        progress.spent = relay.usage()
+        record.usage = _together(before, progress.spent)
 
 
 async def _pass_on(
     backend: Backend,
     attempt: ChatAttempt,
-    sink: Sink,
+    outlet: _Outlet,
     record: Record,
-    provenance: Provenance,
     since_start_s: Callable[[], float],
     relay: _Relay,
+    progress: Progress,
 ) -> None:
     """Pass the stream's events on until it is done, or whole and then broken or silent."""
     limits = attempt.call.ladder.limits
     try:
         async with Patience(attempt.rung.name) as patience:
             patience.wait("first_token", limits.first_token_s)
-            opened = await backend.stream_chat(attempt)
+            opened = progress.join(await backend.stream_chat(attempt), attempt.rung.name)
             try:
                 while not relay.is_done and (events := await opened.read()):
                     frames = relay.take(events)
                     if relay.comments:
-                        await sink.comment(relay.comments)
-                    if frames and (relay.error is None or sink.is_committed):
+                        await outlet.sink.comment(relay.comments)
+                    if relay.has_moved and (relay.error is None or outlet.sink.is_committed):
                         if record.first_token_s is None:
                             record.first_token_s = since_start_s()
                         patience.pause()
-                        await sink.write(frames, provenance)
+                        if frames:
+                            await outlet.write(frames, is_whole=relay.is_whole)
                         # Once it is whole, only a usage chunk and [DONE] can come.
                         grace_s = _GRACE_S if relay.is_whole else limits.idle_s
                         patience.wait("idle", min(grace_s, limits.idle_s))
@@ -112,11 +122,69 @@ async def _pass_on(
             raise
 
 
+class _Outlet:
+    """Where a stream's frames go: to the client at once, or kept until the answer is whole.
+
+    Kept are the frames of a ladder that commits to complete answers only, and of one that judges
+    answers where the first content is all of the answer.
+    """
+
+    def __init__(self, sink: Sink, provenance: Provenance, attempt: ChatAttempt) -> None:
+        self.sink = sink
+        self._provenance = provenance
+        self._attempt = attempt
+        self._ladder = attempt.call.ladder
+        self._is_keeping = self._ladder.commit_complete
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+
+    async def write(self, frames: bytes, *, is_whole: bool) -> None:
+        if is_whole and self._ladder.escalate_on and not self.sink.is_committed:
+            self._is_keeping = True
+        if self._is_keeping:
+            self._keep(frames)
+        else:
+            await self.sink.write(frames, self._provenance)
+
+    async def finish(self, frames: bytes) -> None:
+        """The last frames of a good end. Raises Escalated where a better answer is asked for."""
+        if self._is_keeping:
+            self._keep(frames)
+            frames = b"".join(self._kept)
+            if self._ladder.escalate_on:
+                _judge(self._attempt, escalate.of_stream(frames), frames)
+        await self.sink.write(frames, self._provenance)
+        await self.sink.end()
+
+    def _keep(self, frames: bytes) -> None:
+        self._kept.append(frames)
+        self._kept_bytes += len(frames)
+        if self._kept_bytes > self._attempt.answer_bytes_max:
+            words = f"answered with more than {self._attempt.answer_bytes_max} bytes"
+            raise UpstreamBroken(f"{self._attempt.rung.name} {words}")
+
+
+def _judge(attempt: ChatAttempt, said: list[escalate.Said], answer: Answer | bytes) -> None:
+    """Raises Escalated where the ladder wants a better answer than this one."""
+    why = escalate.why(attempt.call.body, said, attempt.call.ladder.escalate_on)
+    if why is not None:
+        words = f"{attempt.rung.name} answered, but the ladder goes on from such an answer: {why}"
+        raise Escalated(words, why=why, answer=answer)
+
+
+def _together(one: Usage | None, other: Usage | None) -> Usage | None:
+    return rescue.added(one, other) if one is not None and other is not None else one or other
+
+
 class _Relay:
     """What becomes of one stream's events: frames to send, withheld until there is content."""
 
-    def __init__(self, rung: Rung, call: ChatCall) -> None:
+    def __init__(
+        self, rung: Rung, call: ChatCall, given: Given | None, spent: Usage | None
+    ) -> None:
         self._rung = rung
+        self._given = given
+        self._spent = spent
         self._wants_usage = call.wants_usage
         self._input_tokens = max(1, call.needs.prompt_chars // _CHARS_PER_TOKEN)
         self._watch = ChunkWatch(
@@ -129,6 +197,7 @@ class _Relay:
         self._withheld_bytes = 0
         self._has_content = False
         self.is_done = False
+        self.has_moved = False
         self.comments = b""
         self.error: UpstreamError | None = None
 
@@ -142,8 +211,10 @@ class _Relay:
 
         `error` is set where one of the events is an error: the frames before it belong to a client
         that has had content already, and to nobody where another rung may still be tried.
+        `has_moved` is set where there is content, though it may be held back for what comes next.
         """
         self.comments = b""
+        before = len(self._withheld)
         frames = self._withheld
         for event in events:
             if event.kind is EventKind.COMMENT:
@@ -155,19 +226,37 @@ class _Relay:
                 try:
                     payload, commits = self._watch.see(event.data)
                 except UpstreamError as error:
-                    self.error = error
+                    if self._watch.is_complete and type(error) is UpstreamBroken:
+                        # Only the usage can be missing: as good as cut off there.
+                        self.is_done = True
+                    else:
+                        self.error = error
                     break
                 self._has_content |= commits
                 if payload is not None:
                     frames.append(sse.frame(payload))
                     self._withheld_bytes += len(payload)
+                    if self._given is not None:
+                        self._given.queue(self._watch.last)
         if not self._has_content:
             if self._withheld_bytes > _WITHHELD_BYTES_MAX:
                 words = f"sent {_WITHHELD_BYTES_MAX} bytes of chunks without any content"
                 self.error = UpstreamBroken(f"{self._rung.name} {words}")
             return b""
-        self._withheld = []
-        return b"".join(frames)
+        self.has_moved = len(frames) > before
+        ready = self._ready(frames)
+        self._withheld = frames[ready:]
+        return b"".join(frames[:ready])
+
+    def _ready(self, frames: list[bytes]) -> int:
+        """How many of the frames may go out: what might begin a stop string waits for more."""
+        if self._given is None:
+            return len(frames)
+        ready = self._given.ready()
+        if sum(map(len, frames[ready:])) > _WITHHELD_BYTES_MAX:
+            self._given.give_up("too much would have to be held back")
+            return len(frames)
+        return ready
 
     def finish(self) -> bytes:
         """The last frames of a good end. Raises UpstreamBroken when the answer is not complete."""
@@ -185,7 +274,13 @@ class _Relay:
     def usage(self) -> Usage | None:
         """What the upstream reported, else an estimate of what was received, else nothing."""
         watch = self._watch
-        if watch.usage is not None or not watch.content_chars:
+        if watch.usage is not None and self._spent is not None:
+            # Of a continued answer, that of the attempts before is in it already (`Seam`).
+            return replace(watch.usage, estimated=self._spent.estimated)
+        if watch.usage is not None:
             return watch.usage
+        if not watch.content_chars:
+            return self._spent
         output_tokens = max(1, watch.content_chars // _CHARS_PER_TOKEN)
-        return Usage(self._input_tokens, output_tokens, estimated=True)
+        usage = Usage(self._input_tokens, output_tokens, estimated=True)
+        return _together(self._spent, usage)
