@@ -2,8 +2,8 @@
 
 No sockets: `router.core.simulation` plays the day by events, with the daemon's own breaker, limiter
 and retry budget. The first table asks what callers get and what a sick rung must bear; the second
-compares the limit that adapts with the best of many fixed ones, each tried on the same traffic. The
-seeds are fixed, so the same code prints the same numbers.
+compares the limit that adapts with the best of several fixed ones, under traffic of one rate. The
+seeds are fixed: the same code prints the same numbers.
 """
 
 from __future__ import annotations
