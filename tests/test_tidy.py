@@ -36,6 +36,7 @@ IMPURE = frozenset(
 ENTRY_POINTS = {
     "router.__main__": "python -m router",
     "router.cli.main": "the command, named in pyproject.toml",
+    "router.core.simulation": "python -m bench.simulate",
 }
 # Where everything is caught and not raised again, and why.
 BROAD_EXCEPTS = {

@@ -62,6 +62,7 @@ class Breaker:
         self._in_row = 0
         self._openings = 0
         self._closed_at = 0.0
+        self._widest_s = 0.0
         self._until: float | None = None
         self._probe: Permit | None = None
         # Permits are counted up; those below the period's first one are of an earlier period.
@@ -120,7 +121,7 @@ class Breaker:
         if self._in_row >= settings.failures_in_row_max or (
             count >= settings.calls_min and self._recent_failures >= settings.share_max * count
         ):
-            if now - self._closed_at >= settings.open_s_max:
+            if now - self._closed_at >= self._widest_s:
                 self._openings = 0
             self._open(now, rand)
 
@@ -142,8 +143,8 @@ class Breaker:
         settings = self._settings
         self._begin(State.OPEN, Permit(self._next_permit))
         self._openings = min(self._openings + 1, _DOUBLINGS_MAX)
-        widest_s = min(settings.open_s_max, settings.open_s_min * 2.0**self._openings)
-        self._until = now + settings.open_s_min + rand * (widest_s - settings.open_s_min)
+        self._widest_s = min(settings.open_s_max, settings.open_s_min * 2.0**self._openings)
+        self._until = now + settings.open_s_min + rand * (self._widest_s - settings.open_s_min)
 
     def _begin(self, state: State, first_permit: Permit) -> None:
         self._state = state

@@ -39,18 +39,27 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencySettings:
-    """`step` is how much higher the higher round is, `gain` how much of what the slope says is
-    done, `round_calls_min` and `round_trips` how long a round lasts, whichever is longer.
+    """The higher round of a pair is higher by a share between `step_min` and `step_max`, which
+    grows by `step_grows` while the steps go one way and shrinks by `step_shrinks` when they turn.
+    `gain` is how much of what the slope says is done. A round lasts `round_calls_min` calls, or
+    `round_trips` calls for each place if that is more. Where the steps have become small, the
+    better of the two is kept for up to `rest_rounds`; when less or more than before is served by
+    more than `changed` meanwhile, the steps become large again.
     """
 
     limit_first: int = 8
-    step: float = 0.15
+    step_min: float = 0.05
+    step_max: float = 0.25
+    step_grows: float = 1.3
+    step_shrinks: float = 0.8
     gain: float = 0.5
     bias: float = 0.1
     cut: float = 0.85
     round_calls_min: int = 16
-    round_trips: float = 3.0
+    round_trips: float = 4.0
     full_share_min: float = 0.8
+    rest_rounds: int = 4
+    changed: float = 0.3
 
 
 class _Phase(enum.Enum):
@@ -58,6 +67,7 @@ class _Phase(enum.Enum):
     SHRINK = "shrink"
     LOW = "low"
     HIGH = "high"
+    REST = "rest"
 
 
 class AdaptiveLimit:
@@ -67,6 +77,8 @@ class AdaptiveLimit:
         assert limit_max >= 1, "a rung that bears no call is no rung"
         self._settings = settings
         self._limit_max = limit_max
+        self._low = 1
+        self._to_skip = self._ended = self._served = self._full = 0
         self.restart(-math.inf)
 
     def restart(self, now: float) -> None:
@@ -76,6 +88,9 @@ class AdaptiveLimit:
         self._has_grown = False
         self._before_per_s = 0.0
         self._cut_at = -math.inf
+        self._reach = self._settings.step_max
+        self._was_up = True
+        self._rest = 0
         self.value = round(self._centre)
         self._begin_round(now)
 
@@ -94,7 +109,7 @@ class AdaptiveLimit:
         self._served += outcome is Outcome.SERVED
         self._full += in_flight >= self.value
         settings = self._settings
-        if self._ended < max(settings.round_calls_min, settings.round_trips * self.value):
+        if self._ended < self._round_calls():
             return
         took_s = now - self._round_began
         if self._served * 2 < self._ended:
@@ -103,6 +118,12 @@ class AdaptiveLimit:
             self._begin_round(now)
         else:
             self._learn(self._served / took_s, now)
+
+    def _round_calls(self) -> float:
+        """How many calls must end before a round says something."""
+        settings = self._settings
+        calls = max(settings.round_calls_min, settings.round_trips * self.value)
+        return calls * self._rest if self._phase is _Phase.REST else calls
 
     def _cut(self, now: float, began: float) -> None:
         if began < self._cut_at:
@@ -121,17 +142,33 @@ class AdaptiveLimit:
             self._shrink(per_s)
         elif self._phase is _Phase.LOW:
             self._before_per_s = per_s
+            self._low = self.value
             self._phase = _Phase.HIGH
             self.value = self._higher(self.value)
-        else:
+        elif self._phase is _Phase.HIGH:
             self._step(per_s)
-            self._phase = _Phase.LOW
-            self.value = self._rounded(self._centre)
+            settings = self._settings
+            self._rest = int(settings.rest_rounds * settings.step_min / self._reach)
+            if self._rest:
+                # The better of the two, until it is time to ask again.
+                self._phase = _Phase.REST
+                if not self._was_up:
+                    self.value = self._low
+            else:
+                self._climb()
+        else:
+            if abs(math.log(per_s / self._before_per_s)) > self._settings.changed:
+                self._reach = self._settings.step_max
+            self._climb()
         self._begin_round(now)
 
+    def _climb(self) -> None:
+        self._phase = _Phase.LOW
+        self.value = self._rounded(self._centre)
+
     def _grow(self, per_s: float) -> None:
-        # Half as much again should serve half as much again; less than a fifth is the knee.
-        if per_s < 1.2 * self._before_per_s:
+        # Half as much again should serve half as much again; less than a tenth is the knee.
+        if per_s < 1.1 * self._before_per_s:
             self._phase = _Phase.LOW if self._has_grown else _Phase.SHRINK
             self._centre = max(1.0, self.value / 1.5)
         else:
@@ -154,16 +191,21 @@ class AdaptiveLimit:
 
     def _step(self, per_s: float) -> None:
         settings = self._settings
-        low = self._rounded(self._centre)
-        ratio = math.log(self.value / low) if self.value > low else math.log1p(settings.step)
+        low = self._low
+        ratio = math.log(self.value / low) if self.value > low else math.log1p(self._reach)
         # 1: all of the added concurrency pays; 0: nothing; below: it harms.
         slope = math.log(per_s / self._before_per_s) / ratio
         slope = max(-1.0, min(1.0, slope - settings.bias))
+        if (slope > 0) is self._was_up:
+            self._reach = min(settings.step_max, self._reach * settings.step_grows)
+        else:
+            self._reach = max(settings.step_min, self._reach * settings.step_shrinks)
+        self._was_up = slope > 0
         stepped = self._centre * math.exp(settings.gain * slope * ratio)
         self._centre = max(1.0, min(float(self._limit_max), stepped))
 
     def _higher(self, low: int) -> int:
-        return min(self._limit_max, low + max(1, round(self._settings.step * low)))
+        return min(self._limit_max, low + max(1, round(self._reach * low)))
 
     def _rounded(self, centre: float) -> int:
         """The lower limit of a pair; at the top there must be room for the higher one."""

@@ -61,7 +61,7 @@ class Recent:
             bucket += 1
             seen += self._now.counts[bucket] + self._before.counts[bucket]
         # The middle of the bucket in the sense of ratios is as far from one bound as the other.
-        return _TIME_S_MIN * _GROWTH ** (bucket + 0.5)
+        return _TIME_S_MIN * math.exp((bucket + 0.5) * _LOG_GROWTH)
 
     def error_share(self, now: float) -> float | None:
         self._turn(now)

@@ -31,7 +31,7 @@ class RetrySettings:
     """
 
     share: float = 0.1
-    per_s: float = 0.1
+    per_s: float = 0.05
     reserve_max: float = 10.0
     backoff_base_s: float = 0.25
     backoff_cap_s: float = 5.0
