@@ -55,6 +55,7 @@ class ConcurrencySettings:
     gain: float = 0.5
     bias: float = 0.1
     cut: float = 0.85
+    busy_calls_min: int = 8
     round_calls_min: int = 16
     round_trips: float = 4.0
     full_share_min: float = 0.8
@@ -97,7 +98,7 @@ class AdaptiveLimit:
     def ended(self, now: float, outcome: Outcome, began: float, in_flight: int) -> None:
         """An attempt begun at `began` ended, with `in_flight` under way until now, itself too."""
         if outcome is Outcome.BUSY:
-            self._cut(now, began)
+            self._cut(now, began, in_flight)
         if outcome is Outcome.BUSY or outcome is Outcome.OTHER:
             return
         # The first round trip after a change still shows what was before it.
@@ -113,7 +114,7 @@ class AdaptiveLimit:
             return
         took_s = now - self._round_began
         if self._served * 2 < self._ended:
-            self._cut(now, began)
+            self._cut(now, began, in_flight)
         elif took_s <= 0 or self._full < settings.full_share_min * self._ended:
             self._begin_round(now)
         else:
@@ -125,11 +126,14 @@ class AdaptiveLimit:
         calls = max(settings.round_calls_min, settings.round_trips * self.value)
         return calls * self._rest if self._phase is _Phase.REST else calls
 
-    def _cut(self, now: float, began: float) -> None:
+    def _cut(self, now: float, began: float, in_flight: int) -> None:
         if began < self._cut_at:
             return
         self._cut_at = now
-        self._centre = max(1.0, min(self._centre, self.value) * self._settings.cut)
+        # Where the limit was far from reached, what was in flight was too much already; with only a
+        # few in flight it is another limit that was met, of rate, or shared with others.
+        too_much = min(self._centre, self.value, max(in_flight, self._settings.busy_calls_min))
+        self._centre = max(1.0, too_much * self._settings.cut)
         self._phase = _Phase.LOW
         self.value = self._rounded(self._centre)
         self._begin_round(now)

@@ -121,7 +121,10 @@ class Gate:
         """The attempt failed. A full rung is not a broken one, nor is one that refuses a call."""
         now = self._clock()
         self._total.ended(now, failed=True)
-        if _counts(error):
+        if isinstance(error, UpstreamBusy):
+            # How much it bears is the limit's business, and says nothing of its health.
+            self._breaker.cancelled(place.permit)
+        elif _counts(error):
             was_open = self._breaker.view(now) is not State.CLOSED
             self._breaker.failed(place.permit, now, self._rand())
             if not was_open and self._breaker.view(now) is State.OPEN:

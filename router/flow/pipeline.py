@@ -184,7 +184,7 @@ class Pipeline:
         place = await gate.enter(call.key.priority, 0.0 if has_next else call.ladder.limits.queue_s)
         attempt = AttemptRecord(rung, "failed")
         record.attempts.append(attempt)
-        began = self._clock()
+        began, is_first = self._clock(), record.first_token_s is None
         try:
             await self._relay(progress, rung, sink, record, started)
         except UpstreamError as error:
@@ -199,7 +199,8 @@ class Pipeline:
             raise
         attempt.cause = ""
         record.rung, record.status = rung, 200
-        first_s = record.first_token_s
+        # What continues another rung's stream began with that one's first token.
+        first_s = record.first_token_s if is_first else None
         gate.served(place, None if first_s is None else first_s - (began - started))
 
     async def _relay(

@@ -156,3 +156,18 @@ def test_it_keeps_to_its_bounds_whatever_happens(
             now += seconds
             limit.ended(now, outcome, now - 1, in_flight)
             assert 1 <= limit.value <= limit_max
+
+
+def test_a_busy_answer_far_below_the_limit_brings_it_down_to_what_was_in_flight() -> None:
+    limit = AdaptiveLimit(ConcurrencySettings(limit_first=4096), 4096)
+    limit.ended(10.0, Outcome.BUSY, 9.0, in_flight=40)
+    assert limit.value == 34
+
+
+def test_a_busy_answer_with_few_in_flight_speaks_of_another_limit() -> None:
+    limit = AdaptiveLimit(ConcurrencySettings(limit_first=4096), 4096)
+    for second in range(20):
+        limit.ended(10.0 + 2 * second, Outcome.BUSY, 9.0 + 2 * second, in_flight=1)
+    limit.restart(100.0)
+    limit.ended(110.0, Outcome.BUSY, 109.0, in_flight=1)
+    assert limit.value == 7
