@@ -22,6 +22,7 @@ from router.api.server import Server
 from router.api.service import Service, Shared
 from router.app import make_service
 from router.config.model import Config
+from router.config.schema import Server as ServerSettings
 from router.config.secrets import SecretError
 from router.errors import ConfigError
 from router.flow.board import Board
@@ -58,11 +59,13 @@ class Daemon:
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._config = config
+        self._started_with = config.server
         self._reread = reread
         self._announce = announce
         self._environ = environ
         self._stopping = asyncio.Event()
         self._looking: list[asyncio.Task[None]] = []
+        self._at_once = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises StartError."""
@@ -97,11 +100,13 @@ class Daemon:
             await self._client.aclose()
 
     def stop(self) -> None:
-        """Begin to drain; a second time, stop waiting for calls under way."""
-        if self._stopping.is_set():
-            _log.info("stopping at once")
+        """Begin to drain; the second time, end the calls under way; the third, everything."""
+        if self._at_once.is_set():
             for task in asyncio.all_tasks():
                 task.cancel()
+        elif self._stopping.is_set():
+            _log.info("stopping at once: ending %d calls", self._shared.observer.in_flight)
+            self._at_once.set()
         self._stopping.set()
 
     def reload(self) -> str | None:
@@ -116,9 +121,9 @@ class Daemon:
             service = self._make(config)
         except (ConfigError, SecretError) as error:
             _log.error("the reload is refused, the running configuration stays:\n%s", error)
-            return str(error)
+            return f"the file is refused, the old configuration stays:\n{error}"
         else:
-            for setting in _needs_restart(self._config, config):
+            for setting in _needs_restart(self._started_with, config.server):
                 _log.warning("server.%s changed: it takes effect at the next start", setting)
             old, self._gateway.service, self._config = self._gateway.service, service, config
             self._probe(service)
@@ -181,10 +186,23 @@ class Daemon:
         notify("STOPPING=1")
         self._shared.is_draining = True
         listener.close()
-        _log.info("draining: %d calls in flight", self._shared.observer.in_flight)
+        _log.info(
+            "stopping: waiting up to %g s for %d calls; again to stop at once",
+            limit_s,
+            self._shared.observer.in_flight,
+        )
         server.pre_shutdown()  # connections without a call go at once
-        await asyncio.gather(*(one.pipeline.drain(limit_s) for one in self._services))
+        spawn = self._shared.tasks.spawn
+        ended = spawn(self._end_calls(limit_s), "drain")
+        told_again = spawn(self._at_once.wait(), "a second signal")
+        await asyncio.wait((ended, told_again), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await self._end_calls(0)
         await server.shutdown(_LAST_WORDS_S)
+
+    async def _end_calls(self, limit_s: float) -> None:
+        """Let what every live configuration serves end within the limit, then end it."""
+        await asyncio.gather(*(one.pipeline.drain(limit_s) for one in self._services))
 
     async def _retire(self, service: Service) -> None:
         await asyncio.sleep(_RETIRE_S)
@@ -197,7 +215,7 @@ async def _close_backends(service: Service) -> None:
         await backend.aclose()
 
 
-def _needs_restart(old: Config, new: Config) -> list[str]:
+def _needs_restart(used: ServerSettings, new: ServerSettings) -> list[str]:
     names = (
         "host",
         "port",
@@ -207,7 +225,7 @@ def _needs_restart(old: Config, new: Config) -> list[str]:
         "idle_connection_s",
         "max_connections",
     )
-    return [name for name in names if getattr(old.server, name) != getattr(new.server, name)]
+    return [name for name in names if getattr(used, name) != getattr(new, name)]
 
 
 def _address(listener: asyncio.Server) -> str:

@@ -62,10 +62,21 @@ def any_call(service: Service, call_id: str, key: Key, body: Any) -> Call:
     """The call that a request asks for, whichever route it is meant for. Raises CallerError."""
     if not isinstance(body, dict):
         raise BadRequest("the request body must be a JSON object", code="invalid_type")
-    if "messages" in body:
+    model = body.get("model")
+    if not body.keys() & {"messages", "input", "inputs"}:
+        named = service.names.find(model, key) if isinstance(model, str) else None
+        if named is None:
+            raise BadRequest(
+                "the request has neither messages, as chat has, nor input, as embeddings have",
+                code="missing_required_parameter",
+            )
+        is_chat = named.task is Task.CHAT
+    else:
+        is_chat = "messages" in body
+    if is_chat:
         return chat_call(service, call_id, key, body)
     read = embed_request.read_inputs if "inputs" in body else embed_request.read
-    return embed_call(service, call_id, key, body.get("model"), read(body))
+    return embed_call(service, call_id, key, model, read(body))
 
 
 def _decoded(decode: DecodeTokens | None, inputs: list[Any]) -> list[str]:

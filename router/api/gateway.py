@@ -22,18 +22,17 @@ from router.config.addresses import is_loopback
 from router.errors import (
     BadRequest,
     Draining,
-    Forbidden,
     InternalFault,
     MethodNotAllowed,
     RouterError,
     UnknownUrl,
 )
 from router.flow.observe import Record
-from router.types import Key
 
 _log = logging.getLogger("rungway")
 
 Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
+_SHOWN_CHARS_MAX = 200
 _OPS = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -113,29 +112,31 @@ class Gateway:
             allowed = guard.preflight(origin, wanted)
             return web.Response(status=204, headers={**exchange.headers(), **allowed})
         guard.check_browser(request.headers.get("Host"), origin)
-        handler = self._find(method, path)
+        handler = self._find(method, path, request.raw_path.partition("?")[0])
         if path in _OPS:
             if self.service.ops_need_key and not _is_from_here(request):
-                _require_admin(exchange.authenticate())
+                ops.require_admin(exchange.authenticate())
         elif self.shared.is_draining:
             raise Draining("Rungway is going down; ask again in a moment")
         return await handler(exchange)
 
-    def _find(self, method: str, path: str) -> Handler:
+    def _find(self, method: str, path: str, asked: str) -> Handler:
+        """`asked` is the path as the client wrote it, for what it is told."""
+        shown = asked if len(asked) <= _SHOWN_CHARS_MAX else asked[:_SHOWN_CHARS_MAX] + "…"
         methods = self._routes.get(path)
         if methods is None:
             if path.startswith("/models/"):
                 methods = {"GET": lambda exchange: openai.get_model(exchange, path[8:])}
             else:
-                raise UnknownUrl(f"there is no {path or '/'} here; see /v1/models and the README")
+                raise UnknownUrl(f"there is no {shown} here; docs/api.md lists the routes")
         handler = methods.get(method)
         if handler is None:
             allow = ", ".join(sorted(methods))
-            raise MethodNotAllowed(f"{path or '/'} takes {allow}, not {method}", allow=allow)
+            raise MethodNotAllowed(f"{shown} takes {allow}, not {method}", allow=allow)
         return handler
 
     async def _reload_now(self, exchange: Exchange) -> web.StreamResponse:
-        _require_admin(exchange.authenticate())
+        ops.require_admin(exchange.authenticate())
         refused = self._reload()
         if refused is not None:
             raise BadRequest(refused, code="configuration_refused")
@@ -170,11 +171,6 @@ def _attempts(record: Record) -> dict[str, str]:
         return {}
     last = header_text(record.attempts[-1].rung.name)
     return {"x-rungway-attempts": str(len(record.attempts)), "x-rungway-rung": last}
-
-
-def _require_admin(key: Key) -> None:
-    if not key.admin:
-        raise Forbidden("this needs a key with admin = true")
 
 
 def _sync(handler: Callable[[Exchange], web.StreamResponse]) -> Handler:

@@ -70,7 +70,9 @@ class Guard:
         # The comparison that decides takes the same time for every digest.
         known, key = self.keys.get(digest, _NOBODY)
         if not hmac.compare_digest(known, digest):
-            raise Unauthenticated("the API key is not known here")
+            raise Unauthenticated(
+                "the API key is not known here; make one with `rungway keys create`, and reload"
+            )
         return key
 
     def cors(self, origin: str | None) -> dict[str, str]:

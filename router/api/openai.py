@@ -14,7 +14,7 @@ from router.api.reply import json_reply
 from router.api.sink import HttpSink
 from router.core import embed_request, embeddings
 from router.errors import BadRequest, UnknownModel
-from router.types import Call, Embeddings, Json
+from router.types import Call, Embeddings, Json, Key
 
 
 async def chat_completions(exchange: Exchange) -> web.StreamResponse:
@@ -65,11 +65,8 @@ async def hugging_face_inputs(exchange: Exchange) -> web.StreamResponse:
 async def list_models(exchange: Exchange) -> web.StreamResponse:
     """GET /v1/models: the ladders that the key may use, and their aliases."""
     key = exchange.authenticate()
-    service = exchange.service
-    names = [
-        name for ladder in service.names.visible(key) for name in (ladder.name, *ladder.aliases)
-    ]
-    data = [_model(name, service.started_at) for name in names]
+    started_at = exchange.service.started_at
+    data = [_model(name, started_at) for name in _visible_names(exchange, key)]
     return json_reply({"object": "list", "data": data}, headers=exchange.headers())
 
 
@@ -78,8 +75,16 @@ async def get_model(exchange: Exchange, raw_id: str) -> web.StreamResponse:
     key = exchange.authenticate()
     name = unquote(raw_id)
     if exchange.service.names.find(name, key) is None:
-        raise UnknownModel(f"The model {name[:200]!r} does not exist", param="model")
+        known = ", ".join(_visible_names(exchange, key)) or "none"
+        raise UnknownModel(
+            f"The model {name[:200]!r} does not exist; there are: {known}", param="model"
+        )
     return json_reply(_model(name, exchange.service.started_at), headers=exchange.headers())
+
+
+def _visible_names(exchange: Exchange, key: Key) -> list[str]:
+    ladders = exchange.service.names.visible(key)
+    return [name for ladder in ladders for name in (ladder.name, *ladder.aliases)]
 
 
 def _model(name: str, created: int) -> Json:

@@ -11,8 +11,17 @@ from router.api.metrics import RouterCollector, render
 from router.api.reply import json_reply
 from router.core import ladder as ladder_plans
 from router.errors import Forbidden
+from router.types import Key
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def require_admin(key: Key) -> None:
+    if not key.admin:
+        raise Forbidden(
+            "this needs a key with admin = true in its [keys.NAME]; "
+            "`rungway keys create NAME --admin` makes one"
+        )
 
 
 def front(exchange: Exchange) -> web.StreamResponse:
@@ -55,8 +64,7 @@ def metrics(exchange: Exchange, collector: RouterCollector) -> web.StreamRespons
 
 def status(exchange: Exchange) -> web.StreamResponse:
     """GET /router/v1/status: the board as it is now."""
-    if not exchange.authenticate().admin:
-        raise Forbidden("the state of every rung is for keys with admin = true")
+    require_admin(exchange.authenticate())
     board = exchange.shared.board
     found = {
         name: {"rungs": board.snapshot(ladder)}

@@ -19,6 +19,7 @@ from router.errors import BadRequest, InternalFault, RouterError
 
 _log = logging.getLogger("rungway")
 _LINE_BYTES_MAX = 16 << 10
+_REASON_CHARS_MAX = 300
 
 # Makes and records the answer to what could not be read as a request.
 Refuse = Callable[[RouterError], web.Response]
@@ -90,7 +91,10 @@ class Connection(RequestHandler):
             _log.error("a request failed in a way nobody foresaw", exc_info=exc)
             error = InternalFault("Rungway failed; its log has the trace")
         else:
-            error = BadRequest(f"this is no HTTP request that can be read: {message or exc}")
+            reason = " ".join(str(message or exc).split())[:_REASON_CHARS_MAX]
+            error = BadRequest(
+                f"this is no HTTP request that can be read: {reason}", code="unreadable_request"
+            )
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun and cannot become an error")
         reply = self._refuse(error)

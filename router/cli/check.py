@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
         print("there is no configuration file; name one with --config", file=sys.stderr)
         return WRONG_USE
     try:
-        config = load(path, os.environ)
+        config = load(path, os.environ, is_for_service=True)
     except ConfigError as error:
         if options.json:
             print(orjson.dumps({"ok": False, "problems": error.problems}).decode())
@@ -32,8 +32,14 @@ def run(options: argparse.Namespace) -> int:
         return DONE
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(
-        f"{path} is good: {len(config.backends)} backends, {len(config.ladders)} ladders, "
-        f"{len(config.keys)} keys"
+    counts = (
+        _counted(len(config.backends), "backend"),
+        _counted(len(config.ladders), "ladder"),
+        _counted(len(config.keys), "key"),
     )
+    print(f"{path} is good: {', '.join(counts)}; no server was asked whether it is there")
     return DONE
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

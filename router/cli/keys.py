@@ -25,8 +25,12 @@ def run(options: argparse.Namespace) -> int:
     key = f"rk-{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     if options.json:
-        print(orjson.dumps({"name": options.name, "key": key, "sha256": digest}).decode())
+        made = {"name": options.name, "key": key, "sha256": digest, "admin": options.admin}
+        print(orjson.dumps(made).decode())
         return DONE
-    print(f"the key, shown only now:\n\n  {key}\n\nfor the configuration:\n")
+    print(f"the key, shown only now:\n\n  {key}\n")
+    print("paste this into the configuration, and have it read with `rungway reload`:\n")
     print(f'[keys."{options.name}"]\nsha256 = "{digest}"\nladders = ["*"]')
+    if options.admin:
+        print("admin = true")
     return DONE

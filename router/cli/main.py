@@ -87,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     verbs = keys.add_subparsers(dest="verb", required=True, metavar="VERB")
     create = verbs.add_parser("create", help="print a new key and its block for the configuration")
     create.add_argument("name", help="the key's name, for logs and budgets")
+    create.add_argument(
+        "--admin", action="store_true", help="it may read all status and have the daemon reload"
+    )
     _json_option(create)
     return root
 
@@ -103,10 +106,15 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--url", help="the daemon, instead of $RUNGWAY_URL or where the configuration puts it"
     )
+    command.epilog = (
+        "The daemon is asked at --url, else at $RUNGWAY_URL, with the key in $RUNGWAY_API_KEY; "
+        "status and reload need a key with admin = true where there are keys."
+    )
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    # More digits than a port has are not worth reading.
+    port = int(text) if text.isdecimal() and len(text) <= 5 else -1
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
     return port

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from router.config.addresses import address_to_ask
 from router.config.load import find, load_server
 from router.config.schema import Server
 from router.errors import ConfigError
@@ -23,7 +23,15 @@ class DaemonUnreachable(Exception):
 
 
 class DaemonRefused(Exception):
-    """The daemon answered with an error; the text is its message."""
+    """The daemon answered with an error; the text is its message, `code` its code.
+
+    `words` are the message alone, without who said it.
+    """
+
+    def __init__(self, text: str, *, words: str = "", code: str = "") -> None:
+        super().__init__(text)
+        self.words = words
+        self.code = code
 
 
 def ask(
@@ -49,9 +57,11 @@ def ask(
         raise DaemonRefused(f"{base} answered {answer.status_code} without JSON") from error
     if answer.status_code >= 400:
         inner = value.get("error") if isinstance(value, dict) else None
-        words = inner.get("message") if isinstance(inner, dict) else answer.text[:500]
+        inner = inner if isinstance(inner, dict) else {}
+        words = str(inner.get("message") or answer.text[:500])
         hint = "; give a key in $RUNGWAY_API_KEY" if answer.status_code == 401 else ""
-        raise DaemonRefused(f"{base} answered {answer.status_code}: {words}{hint}")
+        text = f"{base} answered {answer.status_code}: {words}{hint}"
+        raise DaemonRefused(text, words=words, code=str(inner.get("code")))
     return value
 
 
@@ -68,15 +78,4 @@ def _configured_url(config: str | None) -> str:
         print(f"{error}; asking the default address", file=sys.stderr)
     if server.port == 0:
         raise DaemonUnreachable(f"{path} lets the daemon take any free port; give its --url")
-    return f"http://{_reachable(server.host)}:{server.port}"
-
-
-def _reachable(host: str) -> str:
-    """A host to ask for what listens at `host`: "every address" is no address to ask."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "[::1]"
-    return f"[{address}]" if address.version == 6 else str(address)
+    return f"http://{address_to_ask(server.host)}:{server.port}"

@@ -9,12 +9,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
 
 from router.cli import log
 from router.cli.main import DONE, FAILED, WRONG_USE
+from router.config.addresses import address_to_ask, is_loopback
 from router.config.load import find, load, parse
 from router.config.model import Config
 from router.daemon import Daemon, StartError
@@ -27,6 +29,9 @@ def run(options: argparse.Namespace) -> int:
     log.set_up()
     if options.demo and options.config:
         print("--demo brings its own configuration: leave out --config", file=sys.stderr)
+        return WRONG_USE
+    if options.demo and options.host and not is_loopback(options.host):
+        print("--demo serves this machine only: leave out --host", file=sys.stderr)
         return WRONG_USE
     try:
         uvloop.run(_serve(options))
@@ -51,7 +56,7 @@ async def _serve(options: argparse.Namespace) -> None:
         _say("no configuration file: looking for model servers on this machine …")
         from router.cli.detect import found_configuration  # noqa: PLC0415
 
-        config = parse(await found_configuration(), "what was found here", os.environ)
+        config = parse(await found_configuration(), "", os.environ)
         await _run(_as_told(config, options), None)
         return
 
@@ -85,16 +90,16 @@ def announce(url: str, config: Config) -> None:
         rungs = " → ".join(rung.name for rung in ladder.rungs)
         _say(f"  ladder {ladder.name} ({ladder.task.value}): {rungs}")
     key = "" if config.server.auth == "open" else " -H 'Authorization: Bearer YOUR-KEY'"
+    listening = urlsplit(url)
+    base = f"http://{address_to_ask(listening.hostname or '')}:{listening.port}/v1"
     chat = _first(config, Task.CHAT)
     if chat is not None:
         body = f'{{"model": "{chat.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
         _say("try it:")
-        _say(f"  curl {url}/v1/chat/completions{key} -d '{body}'")
+        _say(f"  curl {base}/chat/completions{key} -d '{body}'")
         _say("or from Python:")
         _say("  from openai import OpenAI")
-        _say(
-            f'  client = OpenAI(base_url="{url}/v1", api_key="{"any" if not key else "YOUR-KEY"}")'
-        )
+        _say(f'  client = OpenAI(base_url="{base}", api_key="{"any" if not key else "YOUR-KEY"}")')
         _say('  messages = [{"role": "user", "content": "Hello!"}]')
         _say(f'  answer = client.chat.completions.create(model="{chat.name}", messages=messages)')
         _say("  print(answer.choices[0].message.content)")

@@ -27,6 +27,16 @@ def is_private(host: str) -> bool:
     return "." not in name or name.endswith((".local", ".internal", ".lan", ".localhost"))
 
 
+def address_to_ask(host: str) -> str:
+    """How a URL names what listens at `host`: "every address" is no address to ask."""
+    address = _address(host)
+    if address is None:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
 def url_fault(text: str) -> str | None:
     """What is wrong with an upstream's address, or None. Never repeats the address."""
     try:

@@ -133,7 +133,8 @@ def check_images(body: Json, rules: ImageRules) -> None:
         if scheme in ("http", "https"):
             if not rules.remote:
                 raise BadRequest(
-                    "images by address are not fetched here: send a data: URL",
+                    "images by address are not fetched here: send a data: URL, "
+                    "or set server.remote_images",
                     code="invalid_image_url",
                     param="messages",
                 )

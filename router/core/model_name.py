@@ -18,6 +18,7 @@ _REORDERED = {
     "fastest": Policy.FASTEST,
     "best": Policy.BEST,
 }
+_ROUTES = {Task.CHAT: "/v1/chat/completions", Task.EMBEDDINGS: "/v1/embeddings"}
 _NAME_CHARS_MAX = 200
 
 
@@ -39,8 +40,8 @@ class LadderNames:
     def choose(self, model: Any, key: Key, task: Task) -> Choice:
         """The ladder that `model` means to this key for this task.
 
-        Raises UnknownModel for a name that is unknown, not allowed to the key, or of another task:
-        from outside these look the same.
+        Raises UnknownModel for a name that is of another task, unknown, or not allowed to the key:
+        from outside the last two look the same.
         """
         if model is not None and not isinstance(model, str):
             raise BadRequest("model must be a string", code="invalid_type", param="model")
@@ -72,12 +73,18 @@ class LadderNames:
         return next((one for one in self.visible(key) if one.task is task), None)
 
     def _unknown(self, name: str, key: Key, task: Task) -> UnknownModel:
-        names = [ladder.name for ladder in self.visible(key) if ladder.task is task]
         shown = name if len(name) <= _NAME_CHARS_MAX else name[:_NAME_CHARS_MAX] + "…"
-        known = ", ".join(names) if names else "none"
+        other = self.find(name, key)
+        if other is not None:
+            return UnknownModel(
+                f"The model {shown!r} is a ladder for {other.task.value}, not {task.value}; "
+                f"ask for it at {_ROUTES[other.task]}",
+                param="model",
+            )
+        names = [ladder.name for ladder in self.visible(key) if ladder.task is task]
+        known = ", ".join(names) if names else "none that this key may use"
         return UnknownModel(
-            f"The model {shown!r} does not exist for {task.value}; "
-            f"this key may use these ladders: {known}",
+            f"The model {shown!r} does not exist; ladders for {task.value}: {known}",
             param="model",
         )
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import socket
+import ssl
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
@@ -212,7 +215,9 @@ def _safe(url: str) -> str:
 
 def _failure(error: Exception, where: str) -> UpstreamError:
     """The one table from aiohttp's errors to ours."""
-    text = f"{_words(error)} {where}"
+    words = _words(error)
+    # Where nobody answers, its address says all, and the call's path nothing.
+    text = words if isinstance(error, aiohttp.ClientConnectorError) else f"{words} {where}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return UpstreamTimeout(text, phase="connect")
     if isinstance(error, TimeoutError):
@@ -220,6 +225,13 @@ def _failure(error: Exception, where: str) -> UpstreamError:
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
         return ConnectFailed(text)
     return UpstreamBroken(text)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError | socket.gaierror) or not error.errno or error.errno < 0:
+        return error.strerror or str(error)
+    # The loop's own text repeats the address.
+    return os.strerror(error.errno).lower()
 
 
 def _words(error: Exception) -> str:
@@ -230,7 +242,8 @@ def _words(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the upstream's answer was cut off"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"the connection failed ({error.os_error.strerror or error.os_error})"
+        host = f"[{error.host}]" if ":" in error.host else error.host
+        return f"cannot connect to {host}:{error.port} ({_reason(error.os_error)})"
     if isinstance(error, aiohttp.ClientResponseError):
         return "the upstream's answer is no HTTP that can be read"
     if isinstance(error, aiohttp.InvalidURL):

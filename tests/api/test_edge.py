@@ -77,6 +77,46 @@ async def test_bad_requests_get_the_envelope(
             assert (await house.post("/v1/chat/completions", HI))[0] == 200
 
 
+async def test_errors_say_what_there_is_and_what_to_do() -> None:
+    async with FakeUpstream(GOOD) as up:
+        async with open_house(ladder_of(up.url, keys=KEYS)) as house:
+
+            async def told(path: str, headers: dict[str, str], method: str = "GET") -> str:
+                call = house.client.request(method, house.url + path, headers=headers)
+                async with call as answer:
+                    message = orjson.loads(await answer.read())["error"]["message"]
+                    assert isinstance(message, str)
+                    return message
+
+            assert await told("/v1/nothing/?a=1", ALICE) == (
+                "there is no /v1/nothing/ here; docs/api.md lists the routes"
+            )
+            assert await told("/v1/models", ALICE, "PUT") == "/v1/models takes GET, not PUT"
+            assert len(await told("/" + "x" * 5000, ALICE)) < 300
+            assert "does not exist; there are: chat" in await told("/v1/models/x", ALICE)
+            for path, method in (("/router/v1/status", "GET"), ("/router/v1/reload", "POST")):
+                assert "`rungway keys create NAME --admin`" in await told(path, ALICE, method)
+            stranger = {"Authorization": "Bearer other"}
+            assert "rungway keys create" in await told("/v1/models", stranger)
+
+
+@pytest.mark.parametrize(
+    ("body", "missing"),
+    [
+        ({"model": "chat"}, "messages"),
+        ({"model": "embed"}, "input"),
+        ({"model": "unknown"}, "neither messages"),
+        ({}, "neither messages"),
+        ({"model": 3}, "neither messages"),
+    ],
+)
+async def test_explain_says_what_a_request_lacks(body: Any, missing: str) -> None:
+    async with FakeUpstream(GOOD) as up, open_house(ladder_of(up.url)) as house:
+        status, answer, _ = await house.post("/router/v1/explain", body)
+        assert (status, answer["error"]["code"]) == (400, "missing_required_parameter")
+        assert missing in answer["error"]["message"]
+
+
 async def test_token_ids_are_refused_with_the_hint_where_nothing_can_read_them() -> None:
     async with FakeUpstream(GOOD) as up, open_house(ladder_of(up.url)) as house:
         from dataclasses import replace
@@ -132,7 +172,10 @@ async def test_what_is_no_http_is_answered_in_the_envelope_or_closed(data: bytes
                 head, _, body = answer.partition(b"\r\n\r\n")
                 assert head.split()[1] == b"400"
                 assert b"aiohttp" not in head
-                assert is_envelope(orjson.loads(body))
+                found = orjson.loads(body)
+                assert is_envelope(found)
+                assert found["error"]["code"] == "unreadable_request"
+                assert "\n" not in found["error"]["message"]
             assert (await house.get("/health"))[0] == 200
 
 

@@ -45,15 +45,13 @@ def test_names(model: str | None, task: Task, key: Key, ladder: Ladder, policy: 
     [
         ("gpt-5", Task.CHAT, ANY),
         ("assistant:quickest", Task.CHAT, ANY),
-        ("assistant", Task.EMBEDDINGS, ANY),
+        ("assistant", Task.EMBEDDINGS, FEW),
         ("assistant", Task.CHAT, FEW),
         ("x" * 10_000, Task.CHAT, ANY),
         ("dummy", Task.CHAT, Key("none", ladders=frozenset())),
     ],
 )
-def test_unknown_not_allowed_and_of_another_task_look_the_same(
-    model: str, task: Task, key: Key
-) -> None:
+def test_unknown_and_not_allowed_look_the_same(model: str, task: Task, key: Key) -> None:
     with pytest.raises(UnknownModel) as caught:
         NAMES.choose(model, key, task)
     assert caught.value.code == "model_not_found"
@@ -62,6 +60,28 @@ def test_unknown_not_allowed_and_of_another_task_look_the_same(
     assert ("assistant" in caught.value.message) is (
         (key is ANY and task is Task.CHAT) or model == "assistant"
     )
+
+
+def test_an_unknown_name_is_told_what_there_is() -> None:
+    with pytest.raises(UnknownModel) as caught:
+        NAMES.choose("gpt-5", FEW, Task.CHAT)
+    assert caught.value.message == "The model 'gpt-5' does not exist; ladders for chat: secret"
+    with pytest.raises(UnknownModel) as caught:
+        NAMES.choose("gpt-5", Key("none", ladders=frozenset()), Task.CHAT)
+    assert caught.value.message.endswith("ladders for chat: none that this key may use")
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "route"),
+    [
+        ("gpt-4o-mini", Task.EMBEDDINGS, "for chat, not embeddings; ask for it at /v1/chat/compl"),
+        ("embed", Task.CHAT, "for embeddings, not chat; ask for it at /v1/embeddings"),
+    ],
+)
+def test_a_ladder_of_the_other_task_is_told_its_route(model: str, task: Task, route: str) -> None:
+    with pytest.raises(UnknownModel) as caught:
+        NAMES.choose(model, ANY, task)
+    assert f"is a ladder {route}" in caught.value.message
 
 
 def test_a_model_that_is_no_string_is_a_bad_request() -> None:

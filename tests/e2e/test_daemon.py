@@ -165,7 +165,24 @@ def test_reload_is_all_or_nothing(tmp_path: Path, upstream: Upstream) -> None:
         write_config(tmp_path, upstream.url, extra="[nonsense]\n")
         code, _, errors = rungway("reload", cwd=tmp_path, RUNGWAY_URL=running.url)
         assert code == 1
+        assert errors.startswith("rungway: the file is refused, the old configuration stays:\n")
         assert "nonsense" in errors
+
+
+def test_a_reload_warns_of_what_the_listener_does_not_use(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    config = write_config(tmp_path, upstream.url)
+    log = tmp_path / "log"
+    as_started = config.read_text()
+    changed = as_started.replace("[server]", "[server]\nstall_s = 7")
+    warned = []
+    with daemon("--config", str(config), log=log) as running:
+        for text in (changed, changed, as_started):
+            config.write_text(text)
+            assert rungway("reload", "--url", running.url, cwd=tmp_path)[0] == 0
+            warned.append(log.read_text().count("server.stall_s changed"))
+    assert warned == [1, 2, 2]
 
 
 def test_a_taken_port_is_a_clear_word(tmp_path: Path, upstream: Upstream) -> None:
@@ -207,8 +224,28 @@ def test_check_says_what_is_good_and_what_has_no_effect(tmp_path: Path, upstream
     write_config(tmp_path, upstream.url, extra=key)
     code, out, errors = rungway("check", cwd=tmp_path)
     assert code == 0
-    assert "1 ladders" in out
+    assert "1 backend, 1 ladder, 1 key; no server was asked" in out
     assert "usd_per_day" in errors
+
+
+def test_check_takes_what_only_the_service_has_and_serve_does_not(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    write_config(tmp_path, upstream.url)
+    path = tmp_path / "rungway.toml"
+    path.write_text(path.read_text().replace('"openai"', '"openai"\ntoken = "credential:t"'))
+    code, out, errors = rungway("check", cwd=tmp_path, CREDENTIALS_DIRECTORY="")
+    assert (code, "is good: 1 backend" in out) == (0, True)
+    assert "backends.b.token: is not checked: only the service has" in errors
+    code, _, errors = rungway("serve", cwd=tmp_path, CREDENTIALS_DIRECTORY="")
+    assert (code, "is LoadCredential= in the unit" in errors) == (2, True)
+
+
+def test_check_of_an_empty_file_warns(tmp_path: Path) -> None:
+    (tmp_path / "rungway.toml").write_text("")
+    code, out, errors = rungway("check", cwd=tmp_path)
+    assert (code, "0 backends, 0 ladders, 0 keys" in out) == (0, True)
+    assert "there are no ladders, so nothing can be answered" in errors
 
 
 def test_explain_asks_the_daemon_or_the_configuration(tmp_path: Path, upstream: Upstream) -> None:
@@ -283,8 +320,15 @@ def test_a_created_key_works(tmp_path: Path, upstream: Upstream) -> None:
     assert hashlib.sha256(made["key"].encode()).hexdigest() == made["sha256"]
     code, out, _ = rungway("keys", "create", "alice", cwd=tmp_path)
     block = out[out.index("[keys") :]
+    assert "paste this into the configuration" in out
+    assert "`rungway reload`" in out
+    assert "admin" not in out
     key = re.search(r"rk-\S+", out)
     assert key is not None
+    _, out, _ = rungway("keys", "create", "root", "--admin", cwd=tmp_path)
+    admin = re.search(r"rk-\S+", out)
+    assert admin is not None
+    block += out[out.index("[keys") :]
     config = write_config(tmp_path, upstream.url, extra=block)
     config.write_text(config.read_text().replace('auth = "open"', 'auth = "keys"'))
     with daemon("--config", str(config), log=tmp_path / "log") as running:
@@ -293,6 +337,11 @@ def test_a_created_key_works(tmp_path: Path, upstream: Upstream) -> None:
         headers = {"Authorization": f"Bearer {key[0]}"}
         assert httpx.post(url, json=HI, headers=headers).status_code == 200
         assert rungway("keys", "create", "no/good", cwd=tmp_path)[0] == 2
+        codes = [
+            rungway("reload", "--url", running.url, cwd=tmp_path, RUNGWAY_API_KEY=one)[0]
+            for one in (key[0], admin[0])
+        ]
+        assert codes == [1, 0]
     assert key[0] not in (tmp_path / "log").read_text()
 
 
@@ -372,3 +421,30 @@ def test_a_drain_that_cannot_wait_says_so_to_its_clients(
         assert time.monotonic() - asked < 3
     line = json.loads((tmp_path / "log").read_text().strip().splitlines()[-1])
     assert line["error"] == "draining"
+
+
+def test_a_second_signal_ends_the_calls_at_once(tmp_path: Path, upstream: Upstream) -> None:
+    config = write_config(tmp_path, upstream.url)
+    log = tmp_path / "log"
+    with daemon("--config", str(config), log=log) as running:
+        body = {**HI, "stream": True}
+        with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body) as answer:
+            upstream.arrived.wait(5)
+            # The call belongs to the configuration before this one.
+            assert rungway("reload", "--url", running.url, cwd=tmp_path)[0] == 0
+            running.process.send_signal(signal.SIGINT)
+            said = "stopping: waiting up to 30 s for 1 calls; again to stop at once"
+            until(lambda: said in log.read_text())
+            asked = time.monotonic()
+            running.process.send_signal(signal.SIGINT)
+            raw = b""
+            with pytest.raises(httpx.RemoteProtocolError):
+                for data in answer.iter_bytes():
+                    raw += data
+        assert b'"code":"draining"' in raw
+        assert b"[DONE]" not in raw
+        assert running.process.wait(10) == 0
+        assert time.monotonic() - asked < 5
+    lines = log.read_text().strip().splitlines()
+    assert any("stopping at once: ending 1 calls" in line for line in lines)
+    assert json.loads(lines[-1])["error"] == "draining"
