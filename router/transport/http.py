@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import select
 import socket
 import ssl
 from collections import deque
@@ -109,11 +110,14 @@ class HttpResponse:
 
 class _Connector(aiohttp.TCPConnector):
     """Takes no connection from its pool on which something came after the last answer: what came
-    would be taken for the next caller's.
+    would be taken for the next caller's. An end may have come too, of which the loop has not heard
+    yet: llama.cpp closes behind each stream without a word of it in the head.
     """
 
     async def _get(self, key: Any, traces: Any) -> Any:
         kept = self._conns.get(key)
+        while kept and _is_readable(kept[0][0].transport):
+            kept.popleft()[0].close()
         if kept is not None and any(connection[0].should_close for connection in kept):
             clean = deque(one for one in kept if not one[0].should_close)
             for connection in kept:
@@ -124,6 +128,16 @@ class _Connector(aiohttp.TCPConnector):
             else:
                 del self._conns[key]
         return await super()._get(key, traces)
+
+
+def _is_readable(transport: Any) -> bool:
+    """Whether the system has something for an idle connection, or its end."""
+    socket = transport.get_extra_info("socket") if transport is not None else None
+    if socket is None or socket.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(socket.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class HttpClient:
