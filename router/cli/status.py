@@ -9,6 +9,7 @@ import orjson
 
 from router.cli.main import DONE, FAILED
 from router.cli.remote import DaemonRefused, DaemonUnreachable, ask
+from router.types import Json
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,9 +24,23 @@ def run(options: argparse.Namespace) -> int:
     for name, ladder in status["ladders"].items():
         print(f"ladder {name}")
         for rung in ladder["rungs"]:
-            limit = "" if rung["limit"] is None else f" of {rung['limit']}"
-            reason = "" if rung["reason"] is None else f"  {rung['reason']}"
-            print(
-                f"  {rung['rung']}  {rung['state']}  {rung['in_flight']}{limit} in flight{reason}"
-            )
+            print(f"  {rung['rung']}  {rung['state']}  {', '.join(_facts(rung))}")
     return DONE
+
+
+def _facts(rung: Json) -> list[str]:
+    limit = "" if rung["limit"] is None else f" of {rung['limit']}"
+    facts = [f"{rung['in_flight']}{limit} in flight"]
+    if rung["queued"]:
+        facts.append(f"{rung['queued']} waiting")
+    for name, words in (("first_token_ms", "first token"), ("total_ms", "whole")):
+        times = rung[name]
+        if times["p50"] is not None:
+            facts.append(f"{words} p50 {times['p50']:g} ms, p95 {times['p95']:g} ms")
+    if rung["error_share"] is not None:
+        facts.append(f"errors {rung['error_share']:.0%}")
+    if rung["until"] is not None:
+        facts.append(f"for {rung['until']:g} s more")
+    if rung["reason"] is not None:
+        facts.append(rung["reason"])
+    return facts
