@@ -41,6 +41,10 @@ bench: $(VENV)/.run ## CPU time a request, with nginx beside it (ARGS=--quick fo
 	@echo "→ measuring (needs wrk and nginx)"
 	@$(BIN)/python -m bench.run $(ARGS)
 
+.PHONY: simulate
+simulate: $(VENV)/.run ## a day of traffic over sick ladders, as a table (a minute)
+	@$(BIN)/python -m bench.simulate $(ARGS)
+
 .PHONY: image
 image: ## build the container image, with podman or docker
 	@builder=$$(command -v podman || command -v docker) || \

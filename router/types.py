@@ -77,6 +77,8 @@ class PhaseLimits:
     total_s: float = 600.0
     queue_s: float = 5.0
     queue_max: int = 64
+    hedge_after_s: float = 0.0
+    hedge_max_share: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)

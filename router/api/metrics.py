@@ -73,6 +73,12 @@ class RouterCollector(Collector):
             ("rung",),
             {(name,): count for name, count in self._shared.board.alarms.items()},
         )
+        yield _counter(
+            "rungway_hedges",
+            "Calls for which a second rung was asked beside a slow first one.",
+            ("ladder",),
+            {(name,): count for name, count in self._shared.board.hedges.items()},
+        )
         yield self._rungs()
 
     def _rungs(self) -> Metric:

@@ -219,6 +219,8 @@ def ladder(
             total_s=raw.total_s,
             queue_s=raw.queue_s,
             queue_max=raw.queue_max,
+            hedge_after_s=raw.hedge_after_s,
+            hedge_max_share=raw.hedge_max_share,
         ),
         vector_space=_vector_space(raw, task, backends, path, report),
         token_ids=raw.token_ids,

@@ -12,7 +12,6 @@ from router.config.locate import Path
 _BUDGETS = "budgets are not enforced by this version: calls are not refused for it"
 _RATES = "rates are not enforced by this version: calls are not refused for it"
 _CACHE = "this version keeps no cache: every call goes upstream"
-_HEDGE = "this version does not hedge: one rung is tried at a time"
 
 PENDING: dict[str, str] = {
     "server.workers": "this version runs in one process",
@@ -22,8 +21,6 @@ PENDING: dict[str, str] = {
     "cache.scope": _CACHE,
     "cache.chat": _CACHE,
     "backends.*.usd_per_hour": "this version does not weigh an endpoint's price by the hour",
-    "ladders.*.hedge_after_s": _HEDGE,
-    "ladders.*.hedge_max_share": _HEDGE,
     "keys.*.allow_unpriced": _BUDGETS,
     "keys.*.on_disconnect": "this version cancels the upstream when a client leaves",
     "keys.*.limits.usd_per_day": _BUDGETS,

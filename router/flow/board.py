@@ -52,6 +52,7 @@ class Board:
         self._rungs: dict[str, _RungState] = {}
         self._backends: dict[str, _BackendState] = {}
         self.alarms: dict[str, int] = defaultdict(int)
+        self.hedges: dict[str, int] = defaultdict(int)
 
     def views(self, ladder: Ladder) -> dict[str, RungView]:
         """What the plan may know of a ladder's rungs now."""

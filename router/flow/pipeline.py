@@ -15,6 +15,7 @@ from dataclasses import replace
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt
 from router.core import ladder
 from router.core.ladder import Step
+from router.core.retry import RetryBudget, RetrySettings
 from router.errors import (
     ConnectFailed,
     Draining,
@@ -28,11 +29,13 @@ from router.flow.board import Board
 from router.flow.canaries import Canaries
 from router.flow.continuity import Continuity
 from router.flow.gate import NotLetIn
+from router.flow.hedge import Run, race
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
 from router.flow.progress import Progress
+from router.flow.relay import together
 from router.flow.sink import Provenance, Sink
-from router.types import Call, ChatCall, Rung
+from router.types import Call, ChatCall, Ladder, Rung
 
 _log = logging.getLogger("rungway")
 
@@ -56,6 +59,7 @@ class Pipeline:
         self._clock = clock
         self._answer_bytes_max = answer_bytes_max
         self._canaries = Canaries()
+        self._hedge_budgets: dict[str, RetryBudget] = {}
         self._serving: set[asyncio.Task[object]] = set()
         self._is_ending = False
         self.continuity = Continuity(backends, board)
@@ -148,8 +152,7 @@ class Pipeline:
                 later = steps[place + 1 :]
                 try:
                     progress.begin(record)
-                    has_next = self._has_room(progress, later)
-                    await self._attempt(progress, step.rung, sink, record, started, has_next)
+                    await self._ask(progress, step, later, sink, record, started)
                     return True
                 except NotLetIn as closed:
                     step.take, step.reason = False, closed.reason
@@ -165,6 +168,68 @@ class Pipeline:
                         break
                     self._recheck(progress, step)
         return False
+
+    async def _ask(
+        self,
+        progress: Progress,
+        step: Step,
+        later: list[Step],
+        sink: Sink,
+        record: Record,
+        started: float,
+    ) -> None:
+        """Ask this rung, and where the ladder hedges a later one beside it once it is slow."""
+        rules = progress.call.ladder
+        has_next = self._has_room(progress, later)
+        hedges = rules.limits.hedge_after_s > 0 and has_next
+        if not hedges or rules.rescue or record.first_token_s is not None:
+            await self._attempt(progress, step.rung, sink, record, started, has_next)
+            return
+        budget = self._hedging(rules)
+        budget.deposit(self._clock())
+        beside = replace(record, attempts=[], usage=None, first_token_s=None)
+
+        def second() -> Run | None:
+            other = next((one for one in later if self._has_room(progress, [one])), None)
+            if other is None or not budget.withdraw(self._clock()):
+                return None
+            beside.attempts = list(record.attempts)
+            self._board.hedges[rules.name] += 1
+            return lambda lane: self._beside(progress.call, other, lane, beside, started)
+
+        before = len(record.attempts)
+        try:
+            await race(
+                sink,
+                rules.limits.hedge_after_s,
+                lambda lane: self._attempt(progress, step.rung, lane, record, started, has_next),
+                second,
+            )
+        finally:
+            _join(record, beside, before)
+
+    async def _beside(
+        self, call: Call, step: Step, lane: Sink, record: Record, started: float
+    ) -> None:
+        """The second attempt of a hedged call; its rung is not asked again after it."""
+        progress = Progress(call, lane)
+        progress.begin(record)
+        step.take = False
+        try:
+            await self._attempt(progress, step.rung, lane, record, started, True)
+        except NotLetIn as closed:
+            step.reason, step.cause, step.wait_s = closed.reason, closed.cause, closed.wait_s
+            raise
+        except UpstreamError as error:
+            step.error = error
+            raise
+
+    def _hedging(self, rules: Ladder) -> RetryBudget:
+        budget = self._hedge_budgets.get(rules.name)
+        if budget is None:
+            settings = RetrySettings(share=rules.limits.hedge_max_share, per_s=0.0)
+            budget = self._hedge_budgets[rules.name] = RetryBudget(settings, self._clock())
+        return budget
 
     async def _attempt(
         self,
@@ -290,6 +355,16 @@ class Pipeline:
         return UpstreamTimeout(
             f"the call passed its ladder's limit of {limit_s:g} s (total_s)", phase="total"
         )
+
+
+def _join(record: Record, beside: Record, before: int) -> None:
+    """Add the second attempt of a hedged call to the call's record."""
+    mine = beside.attempts[before + 1 :] if len(beside.attempts) > before else []
+    record.attempts += mine
+    record.usage = together(record.usage, beside.usage)
+    if mine and not mine[-1].cause:
+        record.rung, record.status = mine[-1].rung, 200
+        record.first_token_s = beside.first_token_s
 
 
 def _outcome(error: RouterError) -> str:

@@ -39,7 +39,7 @@ async def answer(
     async with Patience(attempt.rung.name) as patience:
         patience.wait("answer", call.ladder.limits.answer_s)
         whole = await backend.complete_chat(attempt)
-    record.usage = _together(record.usage, whole.usage)
+    record.usage = together(record.usage, whole.usage)
     if call.ladder.escalate_on:
         _judge(attempt, escalate.of_answer(whole.body), whole)
     await sink.send_answer(whole, provenance)
@@ -81,7 +81,7 @@ async def stream(
         await outlet.finish(relay.finish())
     finally:
         progress.spent = relay.usage()
-        record.usage = _together(before, progress.spent)
+        record.usage = together(before, progress.spent)
 
 
 async def _pass_on(
@@ -172,7 +172,8 @@ def _judge(attempt: ChatAttempt, said: list[escalate.Said], answer: Answer | byt
         raise Escalated(words, why=why, answer=answer)
 
 
-def _together(one: Usage | None, other: Usage | None) -> Usage | None:
+def together(one: Usage | None, other: Usage | None) -> Usage | None:
+    """What two attempts of one call used."""
     return rescue.added(one, other) if one is not None and other is not None else one or other
 
 
@@ -283,4 +284,4 @@ class _Relay:
             return self._spent
         output_tokens = max(1, watch.content_chars // _CHARS_PER_TOKEN)
         usage = Usage(self._input_tokens, output_tokens, estimated=True)
-        return _together(self._spent, usage)
+        return together(self._spent, usage)

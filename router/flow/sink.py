@@ -21,11 +21,15 @@ class Provenance:
 class Sink(Protocol):
     """One client's answer. Writing waits while the client does not read (backpressure)."""
 
-    is_committed: bool
-    """Content has gone out: no other rung may take over."""
+    @property
+    def is_committed(self) -> bool:
+        """Content has gone out: no other rung may take over."""
+        ...
 
-    is_started: bool
-    """Headers have gone out: an error can only be an event of the stream."""
+    @property
+    def is_started(self) -> bool:
+        """Headers have gone out: an error can only be an event of the stream."""
+        ...
 
     async def send_answer(self, answer: Answer, provenance: Provenance) -> None: ...
 

@@ -108,6 +108,7 @@ async def test_usage_asked_for_on_our_own_account_is_taken_out_again() -> None:
 
 FAULTS: dict[str, Handler] = {
     "429": answering(429, error("slow down"), {"retry-after": "7"}),
+    "429 plain": answering(429, {"error": "Model is overloaded", "error_type": "overloaded"}),
     "500": answering(500, error("broke")),
     "502 HTML": answering(502, b"<html>bad</html>", {"content-type": "text/html"}),
     "503 empty": answering(503, b""),
