@@ -235,8 +235,8 @@ class Ladder(Section, frozen=True, kw_only=True):
     connect_s: Seconds = 5.0
     first_token_s: Seconds = 10.0
     idle_s: Seconds = 30.0
-    answer_s: Seconds = 120.0
-    total_s: Seconds = 600.0
+    answer_s: Seconds | None = None
+    total_s: Seconds | None = None
     queue_max: Annotated[int, Meta(ge=0, le=100_000)] = 64
     queue_s: SecondsOrZero = 5.0
     rescue: Literal["off", "continue"] = "off"

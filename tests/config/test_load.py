@@ -678,3 +678,18 @@ def test_the_search_for_a_file(tmp_path: Path) -> None:
 def test_no_file_at_all(tmp_path: Path) -> None:
     found = find(None, {"HOME": str(tmp_path)}, tmp_path)
     assert found in (None, Path("/etc/rungway/rungway.toml"))
+
+
+def test_time_limits_that_are_left_out_follow_the_task() -> None:
+    rung = '[[ladders.{0}.rungs]]\nbackend = "b"\nmodel = "m"\n'
+    text = (
+        '[backends.b]\nkind = "openai"\nurl = "http://127.0.0.1:1"\n[ladders.chat]\n'
+        + rung.format("chat")
+        + '[ladders.embed]\ntask = "embeddings"\n'
+        + rung.format("embed")
+        + '[ladders.own]\ntask = "embeddings"\nanswer_s = 5\n'
+        + rung.format("own")
+    )
+    ladders = parse(text, "f", {}).ladders
+    times = {name: (one.limits.answer_s, one.limits.total_s) for name, one in ladders.items()}
+    assert times == {"chat": (120, 600), "embed": (30, 120), "own": (5, 120)}
