@@ -46,6 +46,7 @@ def make_service(
         for name, settings in config.backends.items()
     }
     server = config.server
+    shared.board.configure(config.ladders.values())
     pipeline = Pipeline(
         backends,
         shared.board,

@@ -97,7 +97,10 @@ class AdaptiveLimit:
 
     def ended(self, now: float, outcome: Outcome, began: float, in_flight: int) -> None:
         """An attempt begun at `began` ended, with `in_flight` under way until now, itself too."""
-        if outcome is Outcome.BUSY:
+        # With only a few in flight it is another limit that was met, of rate or shared with others:
+        # to wait as told is the answer to that, and not fewer at once.
+        few = min(self.value, self._settings.busy_calls_min)
+        if outcome is Outcome.BUSY and in_flight >= few:
             self._cut(now, began, in_flight)
         if outcome is Outcome.BUSY or outcome is Outcome.OTHER:
             return
@@ -130,9 +133,8 @@ class AdaptiveLimit:
         if began < self._cut_at:
             return
         self._cut_at = now
-        # Where the limit was far from reached, what was in flight was too much already; with only a
-        # few in flight it is another limit that was met, of rate, or shared with others.
-        too_much = min(self._centre, self.value, max(in_flight, self._settings.busy_calls_min))
+        # Where the limit was far from reached, what was in flight was too much already.
+        too_much = min(self._centre, self.value, in_flight)
         self._centre = max(1.0, too_much * self._settings.cut)
         self._phase = _Phase.LOW
         self.value = self._rounded(self._centre)

@@ -93,18 +93,23 @@ class Limiter:
         """
         if self.has_room():
             return 0.0
-        if self.queued >= self._queue_max and not self._may_displace(priority):
+        if self.queued >= self._queue_max and not self.may_displace(priority):
             return math.inf
         ahead = sum(len(queue) for each, queue in self._queues.items() if each >= priority)
         return (ahead + 1) * (self._held_s or 0.0) / self._limit.value
 
-    def enter(self, now: float, priority: int, wait_s: float) -> Ticket | Waiter | Full:
-        """A place; else a place in the queue, for at most `wait_s`; else neither."""
+    def enter(
+        self, now: float, priority: int, wait_s: float, queue_max: int | None = None
+    ) -> Ticket | Waiter | Full:
+        """A place; else a place in the queue, for at most `wait_s`; else neither.
+
+        `queue_max` is the newcomer's own bound, where it is lower than the limiter's.
+        """
         if self.has_room():
             return self._take(now)
         displaced = None
-        if self.queued >= self._queue_max:
-            if not self._may_displace(priority):
+        if self.queued >= min(self._queue_max, self._queue_max if queue_max is None else queue_max):
+            if not self.may_displace(priority):
                 return Full.FULL
             displaced = self._youngest(min(self._queues))
             self._drop(displaced)
@@ -168,7 +173,8 @@ class Limiter:
         self.in_flight += 1
         return Ticket(now)
 
-    def _may_displace(self, priority: int) -> bool:
+    def may_displace(self, priority: int) -> bool:
+        """Whether a newcomer of this priority would push out a waiter of a lower one."""
         return bool(self._queues) and min(self._queues) < priority
 
     def _youngest(self, priority: int) -> Waiter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from router.backends.base import Probe, State
@@ -31,7 +31,7 @@ class _Closed:
 @dataclass(slots=True)
 class _RungState:
     gate: Gate
-    rung: Rung
+    made_with: tuple[int | None, int]
     closed: _Closed | None = None
 
 
@@ -54,14 +54,34 @@ class Board:
         self.alarms: dict[str, int] = defaultdict(int)
         self.hedges: dict[str, int] = defaultdict(int)
 
-    def views(self, ladder: Ladder) -> dict[str, RungView]:
-        """What the plan may know of a ladder's rungs now."""
-        now = self._clock()
-        return {rung.name: self._view(ladder, rung, now) for rung in ladder.rungs}
+    def configure(self, ladders: Iterable[Ladder]) -> None:
+        """Make the gates of a configuration. Ladders that share a rung share its gate: its places
+        are the fewest that one of them allows, its queue the longest. A gate stays as it is unless
+        these change.
+        """
+        places: dict[str, int | None] = {}
+        queues: dict[str, int] = {}
+        for ladder in ladders:
+            for rung in ladder.rungs:
+                known = [one for one in (places.get(rung.name), rung.max_in_flight) if one]
+                places[rung.name] = min(known, default=None)
+                queues[rung.name] = max(queues.get(rung.name, 0), ladder.limits.queue_max)
+        for name, limit in places.items():
+            state = self._rungs.get(name)
+            wanted = (limit, queues[name])
+            if state is None or state.made_with != wanted:
+                gate = Gate(*wanted, self._clock, self._rand)
+                closed = None if state is None else state.closed
+                self._rungs[name] = _RungState(gate, wanted, closed)
 
-    def view(self, ladder: Ladder, rung: Rung) -> RungView:
+    def views(self, ladder: Ladder, priority: int = 0) -> dict[str, RungView]:
+        """What the plan of a call of this priority may know of a ladder's rungs now."""
+        now = self._clock()
+        return {rung.name: self._view(ladder, rung, now, priority) for rung in ladder.rungs}
+
+    def view(self, ladder: Ladder, rung: Rung, priority: int = 0) -> RungView:
         """What the plan may know of one rung now."""
-        return self._view(ladder, rung, self._clock())
+        return self._view(ladder, rung, self._clock(), priority)
 
     def gate(self, ladder: Ladder, rung: Rung) -> Gate:
         return self._rung(ladder, rung).gate
@@ -137,11 +157,11 @@ class Board:
             return {**shown, "until": None, "reason": probe.reason or None}
         return {**shown, "until": round(until, 1), "reason": reason}
 
-    def _view(self, ladder: Ladder, rung: Rung, now: float) -> RungView:
+    def _view(self, ladder: Ladder, rung: Rung, now: float, priority: int) -> RungView:
         closed, gate = self._closed(ladder, rung, now), self.gate(ladder, rung)
         view = RungView(
             learned=self._learned(rung),
-            full=gate.full(),
+            full=gate.full(priority, ladder.limits.queue_max),
             first_token_s=gate.first_token_s(),
             learned_price=self._backend(rung.backend).probe.prices.get(rung.model),
         )
@@ -165,15 +185,9 @@ class Board:
         return None
 
     def _rung(self, ladder: Ladder, rung: Rung) -> _RungState:
-        """The state of a rung; its gate is made anew when its limits are. Ladders that share a
-        rung share its places, and the first to ask sets how long its queue may be.
-        """
-        state = self._rungs.get(rung.name)
-        if state is None or (state.rung is not rung and state.rung != rung):
-            gate = Gate(rung, ladder.limits.queue_max, self._clock, self._rand)
-            closed = None if state is None else state.closed
-            state = self._rungs[rung.name] = _RungState(gate, rung, closed)
-        return state
+        if rung.name not in self._rungs:
+            self.configure((ladder,))
+        return self._rungs[rung.name]
 
     def _backend(self, name: str) -> _BackendState:
         state = self._backends.get(name)

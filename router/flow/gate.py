@@ -24,12 +24,14 @@ from router.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from router.types import Json, Rung
+from router.types import Json
 
 RETRIES = RetrySettings()
 _BREAKER = BreakerSettings()
 # A rung whose configuration names no limit has none until it says that it is busy.
 _LIMIT_MAX = 4096
+# A probe mostly tells within moments.
+_PROBE_S = 1.0
 
 
 class NotLetIn(Exception):
@@ -54,11 +56,15 @@ class Gate:
     """`clock` gives monotonic seconds, `rand` numbers from 0 to 1."""
 
     def __init__(
-        self, rung: Rung, queue_max: int, clock: Callable[[], float], rand: Callable[[], float]
+        self,
+        max_in_flight: int | None,
+        queue_max: int,
+        clock: Callable[[], float],
+        rand: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._rand = rand
-        limit_max = rung.max_in_flight or _LIMIT_MAX
+        limit_max = max_in_flight or _LIMIT_MAX
         # It starts at what it is said to bear, and falls from there: a burst is not to queue for a
         # limit that was only not found yet.
         settings = ConcurrencySettings(limit_first=limit_max)
@@ -79,33 +85,57 @@ class Gate:
         until = self._breaker.until(now)
         if until is None:
             return None
+        if self._breaker.view(now) is State.HALF_OPEN:
+            return "its breaker lets one probe through at a time, and one is under way", _PROBE_S
         wait_s = until - now
         return f"its breaker is open after failures, for {wait_s:.0f} s more", wait_s
 
-    def full(self) -> str | None:
-        """Why a call would neither get a place nor could wait for one; None: it would."""
+    def full(self, priority: int, queue_max: int) -> str | None:
+        """Why a call would neither get a place nor could wait for one; None: it would.
+
+        `queue_max` is how long a queue its ladder lets it join.
+        """
         limiter = self._limiter
-        if limiter.has_room() or limiter.expected_wait_s(_LOWEST) != math.inf:
+        if limiter.has_room():
+            return None
+        may_join = limiter.queued < queue_max or limiter.may_displace(priority)
+        if may_join and queue_max and limiter.expected_wait_s(priority) != math.inf:
             return None
         return f"{limiter.in_flight} calls are in flight, its limit, and {limiter.queued} wait"
 
     def has_room(self) -> bool:
         return self._limiter.has_room()
 
-    async def enter(self, priority: int, wait_s: float) -> Place:
+    async def enter(
+        self,
+        priority: int,
+        wait_s: float,
+        *,
+        queue_max: int | None = None,
+        is_retry: bool = False,
+    ) -> Place:
         """A place, after waiting for one for at most `wait_s`. Raises NotLetIn."""
         if self._breaker.until(self._clock()) is not None:
             raise self._shut()
-        found = self._limiter.enter(self._clock(), priority, wait_s)
+        if wait_s <= 0 and not self._limiter.has_room():
+            raise NotLetIn(f"{self._limiter.in_flight} calls are in flight, its limit", "busy", 1.0)
+        found = self._limiter.enter(self._clock(), priority, wait_s, queue_max)
         if isinstance(found, Full):
-            raise NotLetIn(self.full() or "it is full", "busy", 1.0)
+            raise NotLetIn("no place is free, and no room to wait for one", "busy", 1.0)
         ticket = await self._wait(found, wait_s) if isinstance(found, Waiter) else found
         permit = self._breaker.enter(self._clock())
         if permit is None:
             self._wake(self._limiter.leave(self._clock(), ticket, Outcome.OTHER))
             raise self._shut()
-        self._budget.deposit(self._clock())
+        if not is_retry:
+            self._budget.deposit(self._clock())
         return Place(ticket, permit)
+
+    def spoke(self, place: Place) -> None:
+        """The attempt has content: of a probe that is all that was asked."""
+        now = self._clock()
+        if self._breaker.view(now) is State.HALF_OPEN:
+            self._breaker.succeeded(place.permit, now)
 
     def served(self, place: Place, first_token_s: float | None) -> None:
         """The attempt answered; `first_token_s` seconds to its first content, of a stream."""
@@ -120,11 +150,11 @@ class Gate:
     def failed(self, place: Place, error: UpstreamError) -> None:
         """The attempt failed. A full rung is not a broken one, nor is one that refuses a call."""
         now = self._clock()
-        self._total.ended(now, failed=True)
+        self._total.ended(now, failed=counts(error) or isinstance(error, UpstreamBusy))
         if isinstance(error, UpstreamBusy):
             # How much it bears is the limit's business, and says nothing of its health.
             self._breaker.cancelled(place.permit)
-        elif _counts(error):
+        elif counts(error):
             was_open = self._breaker.view(now) is not State.CLOSED
             self._breaker.failed(place.permit, now, self._rand())
             if not was_open and self._breaker.view(now) is State.OPEN:
@@ -156,6 +186,7 @@ class Gate:
     def reset(self) -> None:
         """What made it fail is mended: start afresh."""
         self._breaker.reset(self._clock())
+        self._wake(self._limiter.restart(self._clock()))
 
     def first_token_s(self) -> float | None:
         """The median of late; None: no stream was timed."""
@@ -201,17 +232,12 @@ class Gate:
                 future.set_result(None)
 
     def _shut(self) -> NotLetIn:
-        found = self.closed()
-        if found is None:
-            return NotLetIn("its breaker lets one probe through at a time", "breaker", 1.0)
-        return NotLetIn(found[0], "breaker", found[1])
+        reason, wait_s = self.closed() or ("its breaker let another one through", _PROBE_S)
+        return NotLetIn(reason, "breaker", wait_s)
 
 
-# Below every priority that the configuration allows: nobody is displaced for it.
-_LOWEST = -(1 << 30)
-
-
-def _counts(error: UpstreamError) -> bool:
+def counts(error: UpstreamError) -> bool:
+    """Whether the failure is the rung's own: not the caller's, nor a matter of load or rights."""
     return isinstance(error, ConnectFailed | UpstreamTimeout | UpstreamFailed | UpstreamBroken)
 
 

@@ -28,7 +28,7 @@ from router.flow import relay
 from router.flow.board import Board
 from router.flow.canaries import Canaries
 from router.flow.continuity import Continuity
-from router.flow.gate import NotLetIn
+from router.flow.gate import Gate, NotLetIn, Place, counts
 from router.flow.hedge import Run, race
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
@@ -83,8 +83,6 @@ class Pipeline:
             if not sink.is_started:
                 raise
             record.status = 200  # that is what the client was told before it went wrong
-            if sink.is_committed and record.attempts:
-                record.rung = record.attempts[-1].rung
             await sink.fail(fault)
         except (asyncio.CancelledError, ConnectionError):
             record.error, record.status = "client_left", 499
@@ -97,7 +95,8 @@ class Pipeline:
 
     def plan(self, call: Call) -> list[Step]:
         """Which rungs this call would try now, and why not the others."""
-        return ladder.plan(call, self._board.views(call.ladder), self._unable)
+        views = self._board.views(call.ladder, call.key.priority)
+        return ladder.plan(call, views, self._unable)
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
@@ -182,7 +181,7 @@ class Pipeline:
         rules = progress.call.ladder
         has_next = self._has_room(progress, later)
         hedges = rules.limits.hedge_after_s > 0 and has_next
-        if not hedges or rules.rescue or record.first_token_s is not None:
+        if not hedges or rules.rescue or rules.escalate_on or record.attempts:
             await self._attempt(progress, step.rung, sink, record, started, has_next)
             return
         budget = self._hedging(rules)
@@ -246,14 +245,27 @@ class Pipeline:
         """
         call = progress.call
         gate = self._board.gate(call.ladder, rung)
-        place = await gate.enter(call.key.priority, 0.0 if has_next else call.ladder.limits.queue_s)
+        wait_s = 0.0 if has_next else progress.queue_left_s
+        waits_since = self._clock()
+        is_retry = any(one.rung.name == rung.name for one in record.attempts)
+        try:
+            place = await gate.enter(
+                call.key.priority,
+                wait_s,
+                queue_max=call.ladder.limits.queue_max,
+                is_retry=is_retry,
+            )
+        finally:
+            progress.queue_left_s -= self._clock() - waits_since
         attempt = AttemptRecord(rung, "failed")
         record.attempts.append(attempt)
         began, is_first = self._clock(), record.first_token_s is None
         try:
-            await self._relay(progress, rung, sink, record, started)
+            await self._relay(progress, rung, sink, record, started, gate, place)
         except UpstreamError as error:
             attempt.cause = error.cause
+            if sink.is_committed:
+                record.rung = rung
             gate.failed(place, error)
             self._note_failure(call, rung, error)
             raise
@@ -269,7 +281,14 @@ class Pipeline:
         gate.served(place, None if first_s is None else first_s - (began - started))
 
     async def _relay(
-        self, progress: Progress, rung: Rung, sink: Sink, record: Record, started: float
+        self,
+        progress: Progress,
+        rung: Rung,
+        sink: Sink,
+        record: Record,
+        started: float,
+        gate: Gate,
+        place: Place,
     ) -> None:
         call = progress.call
         backend = self._backends[rung.backend]
@@ -284,9 +303,12 @@ class Pipeline:
         if not call.stream:
             await relay.answer(backend, chat, sink, record, provenance)
             return
-        await relay.stream(
-            backend, chat, sink, record, provenance, lambda: self._clock() - started, progress
-        )
+
+        def speaks() -> float:
+            gate.spoke(place)
+            return self._clock() - started
+
+        await relay.stream(backend, chat, sink, record, provenance, speaks, progress)
 
     async def _retries(
         self,
@@ -314,7 +336,9 @@ class Pipeline:
 
     def _recheck(self, progress: Progress, step: Step) -> None:
         call = progress.call
-        ladder.recheck(step, call, self._board.view(call.ladder, step.rung), self._unable)
+        ladder.recheck(
+            step, call, self._board.view(call.ladder, step.rung, call.key.priority), self._unable
+        )
         progress.recheck(step, self.continuity)
 
     def _has_room(self, progress: Progress, later: list[Step]) -> bool:
@@ -329,7 +353,8 @@ class Pipeline:
 
     def _note_failure(self, call: Call, rung: Rung, error: UpstreamError) -> None:
         """Tell the board, and raise the alarm where the rung closes for a reason to be mended."""
-        self._canaries.forget(rung)
+        if counts(error):
+            self._canaries.forget(rung)
         backend = self._backends[rung.backend]
         if error.cause == "echoed":
             self.continuity.refute(rung)
@@ -362,8 +387,8 @@ def _join(record: Record, beside: Record, before: int) -> None:
     mine = beside.attempts[before + 1 :] if len(beside.attempts) > before else []
     record.attempts += mine
     record.usage = together(record.usage, beside.usage)
-    if mine and not mine[-1].cause:
-        record.rung, record.status = mine[-1].rung, 200
+    if beside.rung is not None:
+        record.rung, record.status = beside.rung, beside.status
         record.first_token_s = beside.first_token_s
 
 

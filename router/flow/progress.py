@@ -52,6 +52,8 @@ class Progress:
         self.given: Given | None = None
         self.spent: Usage | None = None
         self.used_before: Usage | None = None
+        # Of all the rungs together: who waits for one may not wait as long again for the next.
+        self.queue_left_s = call.ladder.limits.queue_s
 
     def recheck(self, step: Step, continuity: Continues) -> None:
         """Leave out a rung that cannot take the text so far as a prefix."""

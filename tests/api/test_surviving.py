@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import pytest
 
 from tests.api.test_chat import GOOD, HI, answering, streamed
-from tests.backends.rigs.openai import error
+from tests.backends.rigs.openai import chunk, error
 from tests.fakes.upstream import FakeUpstream, Reply, Request
 from tests.house import House, ladder_of, open_house
 
@@ -173,3 +174,99 @@ async def test_a_space_is_never_asked_twice(stream: bool) -> None:
             else:
                 await ask(house)
             assert len(up.requests) == 1
+
+
+async def test_ladders_that_share_a_rung_share_its_places_and_its_breaker() -> None:
+    """Also where they differ in what they say of it; and looking changes nothing."""
+    inside = most = 0
+
+    async def counts(request: Request, reply: Reply) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.01)
+        inside -= 1
+        await GOOD(request, reply)
+
+    async with FakeUpstream(counts) as up, open_house(limited(up.url)) as house:
+
+        async def look() -> None:
+            for _ in range(20):
+                await house.get("/router/v1/status")
+
+        async def embed() -> int:
+            return (await house.post("/v1/embeddings", {"model": "embed", "input": "a"}))[0]
+
+        answers = await asyncio.gather(look(), *(ask(house) for _ in range(4)), embed(), embed())
+        assert most == 1
+        assert answers[-1] == 200
+
+
+async def test_one_of_higher_priority_goes_before_those_who_wait() -> None:
+    go = asyncio.Event()
+    order: list[str] = []
+
+    async def slow(request: Request, reply: Reply) -> None:
+        order.append(request.json["user"])
+        await go.wait()
+        await GOOD(request, reply)
+
+    keys = ""
+    for name, rank in (("low", 0), ("high", 9)):
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        keys += f'[keys.{name}]\nsha256 = "{digest}"\npriority = {rank}\n'
+    async with FakeUpstream(slow) as up:
+        text = limited(up.url, ladder="queue_max = 1", keys=keys)
+        async with open_house(text) as house:
+            ladder = house.gateway.service.names.ladders["chat"]
+
+            async def call(name: str, user: str) -> int:
+                headers = {"Authorization": f"Bearer {name}"}
+                body = {**HI, "user": user}
+                return (await house.post("/v1/chat/completions", body, headers))[0]
+
+            async def queued(count: int) -> None:
+                async with asyncio.timeout(2):
+                    while house.shared.board.snapshot(ladder)[0]["queued"] != count:
+                        await asyncio.sleep(0)
+
+            first = asyncio.create_task(call("low", "first"))
+            async with asyncio.timeout(2):
+                while not order:
+                    await asyncio.sleep(0)
+            low = asyncio.create_task(call("low", "low"))
+            await queued(1)
+            high = asyncio.create_task(call("high", "high"))
+            assert await low == 429
+            go.set()
+            assert [await first, await high] == [200, 200]
+            assert order == ["first", "high"]
+
+
+async def test_a_probe_whose_stream_flows_opens_the_rung_to_others() -> None:
+    sick, go = True, asyncio.Event()
+
+    async def flows(request: Request, reply: Reply) -> None:
+        if sick:
+            await reply.json(error("broke"), 500)
+            return
+        await reply.start()
+        await reply.event(chunk({"content": "Hi"}))
+        if request.json.get("stream"):
+            await go.wait()
+        await reply.event(chunk({}, "stop"))
+        await reply.end()
+
+    async with FakeUpstream(flows) as up, open_house(ladder_of(up.url)) as house:
+        chat = house.gateway.service.names.ladders["chat"]
+        gate = house.shared.board.gate(chat, chat.rungs[0])
+        while gate.closed() is None:
+            await ask(house)
+        sick = False
+        gate._breaker._until = 0.0  # its interval is over
+        streaming = asyncio.create_task(streamed(house))
+        async with asyncio.timeout(2):
+            while gate.closed() is not None or gate.in_flight != 1:
+                await asyncio.sleep(0)
+        go.set()
+        assert (await streaming)[0][-1] == b"[DONE]"

@@ -8,7 +8,6 @@ import pytest
 
 from router.errors import ConnectFailed, PromptTooLong, UpstreamBusy, UpstreamFailed
 from router.flow.gate import Gate, NotLetIn, Place
-from router.types import Rung
 
 
 class Clock:
@@ -26,7 +25,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def gate(clock: Clock) -> Gate:
-    return Gate(Rung("b", "m", max_in_flight=1), 2, clock, lambda: 0.5)
+    return Gate(1, 2, clock, lambda: 0.5)
 
 
 async def waiting(gate: Gate, count: int) -> None:
@@ -60,7 +59,8 @@ async def test_a_full_queue_and_a_wait_that_is_over_are_told(gate: Gate) -> None
         await gate.enter(0, 0.01)
     tasks = [asyncio.create_task(gate.enter(0, 5.0)) for _ in range(2)]
     await waiting(gate, 2)
-    assert gate.full() is not None
+    assert gate.full(0, 2) is not None
+    assert gate.full(1, 2) is None, "one of higher priority would take a place in the queue"
     with pytest.raises(NotLetIn) as caught:
         await gate.enter(0, 5.0)
     assert caught.value.cause == "busy"
