@@ -115,14 +115,6 @@ class RateLimited(CallerError):
     should_retry = True
 
 
-class BudgetExhausted(CallerError):
-    """A key's budget is used up; not worth trying again before it opens."""
-
-    status = 429
-    kind = "insufficient_quota"
-    code = "insufficient_quota"
-
-
 # --- the upstream's -----------------------------------------------------------------------------
 
 

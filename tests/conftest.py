@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
-def real_models() -> Iterator[Mapping[str, str]]:
-    """`{"chat": URL, "embed": URL}` of real llama.cpp servers on odd ports."""
+@contextmanager
+def model_process() -> Iterator[tuple[Mapping[str, str], subprocess.Popen[str]]]:
+    """`{"chat": URL, "embed": URL}` of real llama.cpp servers on odd ports, and their process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "router.demo.models"],
         stdin=subprocess.PIPE,
@@ -27,8 +28,16 @@ def real_models() -> Iterator[Mapping[str, str]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield json.loads(process.stdout.readline())
+        yield json.loads(process.stdout.readline()), process
     finally:
-        process.stdin.close()
+        process.kill()
         process.wait(10)
+        process.stdin.close()
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Iterator[Mapping[str, str]]:
+    """The addresses of real models that tests share."""
+    with model_process() as (addresses, _):
+        yield addresses

@@ -37,9 +37,6 @@ _NAMES_SHOWN_MAX = 20
 _UNFIT_COOL_S = 60.0
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-PLACEHOLDERS = frozenset(
-    {"message", "transcript", "system", "max_tokens", "temperature", "top_p", "inputs"}
-)
 _SYSTEM = re.compile(r"system", re.IGNORECASE)
 _MESSAGE = re.compile(
     r"message|prompt|question|query|instruction|\buser\b|\btexts?\b|\binputs?\b", re.IGNORECASE

@@ -21,6 +21,20 @@ def limited(*urls: str, first: int = 1, **parts: str) -> str:
     return text.replace(rung, rung + f"max_in_flight = {first}\n", 1)
 
 
+class Crowd:
+    """An upstream that answers well and notes how many were inside at once."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+
+    async def __call__(self, request: Request, reply: Reply) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        await asyncio.sleep(0.01)
+        self.inside -= 1
+        await GOOD(request, reply)
+
+
 async def ask(house: House, **headers: str) -> tuple[int, Any, dict[str, str]]:
     return await house.post("/v1/chat/completions", HI, headers)
 
@@ -99,20 +113,11 @@ async def test_work_spills_to_the_next_rung_before_anybody_waits() -> None:
 
 
 async def test_where_no_other_rung_has_room_callers_wait_their_turn() -> None:
-    inside = most = 0
-
-    async def one_at_a_time(request: Request, reply: Reply) -> None:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        await asyncio.sleep(0.01)
-        inside -= 1
-        await GOOD(request, reply)
-
-    async with FakeUpstream(one_at_a_time) as up, open_house(limited(up.url)) as house:
+    crowd = Crowd()
+    async with FakeUpstream(crowd) as up, open_house(limited(up.url)) as house:
         answers = await asyncio.gather(*(ask(house) for _ in range(8)))
         assert [status for status, _, _ in answers] == [200] * 8
-        assert most == 1
+        assert crowd.most == 1
         assert (
             house.shared.board.snapshot(house.gateway.service.names.ladders["chat"])[0]["in_flight"]
             == 0
@@ -176,19 +181,10 @@ async def test_a_space_is_never_asked_twice(stream: bool) -> None:
             assert len(up.requests) == 1
 
 
-async def test_ladders_that_share_a_rung_share_its_places_and_its_breaker() -> None:
+async def test_ladders_that_share_a_rung_share_its_places() -> None:
     """Also where they differ in what they say of it; and looking changes nothing."""
-    inside = most = 0
-
-    async def counts(request: Request, reply: Reply) -> None:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        await asyncio.sleep(0.01)
-        inside -= 1
-        await GOOD(request, reply)
-
-    async with FakeUpstream(counts) as up, open_house(limited(up.url)) as house:
+    crowd = Crowd()
+    async with FakeUpstream(crowd) as up, open_house(limited(up.url)) as house:
 
         async def look() -> None:
             for _ in range(20):
@@ -198,7 +194,7 @@ async def test_ladders_that_share_a_rung_share_its_places_and_its_breaker() -> N
             return (await house.post("/v1/embeddings", {"model": "embed", "input": "a"}))[0]
 
         answers = await asyncio.gather(look(), *(ask(house) for _ in range(4)), embed(), embed())
-        assert most == 1
+        assert crowd.most == 1
         assert answers[-1] == 200
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import model_process
 from tests.fakes.upstream import FakeUpstream, Reply, Request
 from tests.house import House, open_house
 
@@ -29,28 +25,6 @@ ASK: dict[str, Any] = {
     "stream": True,
     "stream_options": {"include_usage": True},
 }
-
-
-@contextmanager
-def model_server() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of a real model's chat server of its own, and its process."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "router.demo.models"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())["chat"], process
-    finally:
-        process.kill()
-        process.wait(10)
-        process.stdin.close()
-        process.stdout.close()
 
 
 def config(*urls: str) -> str:
@@ -134,10 +108,10 @@ async def test_a_model_server_killed_in_mid_stream_is_not_noticed(
 ) -> None:
     async with aiohttp.ClientSession() as client:
         window = Window(real_models["chat"], client)
-        with model_server() as (doomed_url, doomed):
+        with model_process() as (addresses, doomed):
             async with (
                 FakeUpstream(window.handle) as second,
-                open_house(config(doomed_url, second.url)) as house,
+                open_house(config(addresses["chat"], second.url)) as house,
             ):
                 await prove(house)
                 heard = await hear(house, kill=doomed)

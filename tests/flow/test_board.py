@@ -8,18 +8,11 @@ from router.backends.base import Probe, State
 from router.errors import RungRefused, UpstreamBusy, UpstreamFailed
 from router.flow.board import Board
 from router.types import Abilities, Ladder, Price, Rung, Task
+from tests.fakes.clock import Clock
 
 A, B = Rung("hf", "a"), Rung("hf", "b")
 OTHER = Rung("gpu", "m")
 ALL = Ladder("all", Task.CHAT, (A, B, OTHER))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -8,14 +8,7 @@ import pytest
 
 from router.errors import ConnectFailed, PromptTooLong, UpstreamBusy, UpstreamFailed
 from router.flow.gate import Gate, NotLetIn, Place
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.fakes.clock import Clock
 
 
 @pytest.fixture
