@@ -115,6 +115,21 @@ class RateLimited(CallerError):
     should_retry = True
 
 
+class QuotaUsedUp(CallerError):
+    """A key's budget is spent; it opens again in `retry_after_s`, and no retry helps before."""
+
+    status = 429
+    kind = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class IdempotencyKeyReused(CallerError):
+    """The same Idempotency-Key came with another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
 # --- the upstream's -----------------------------------------------------------------------------
 
 
@@ -300,6 +315,13 @@ class Draining(RouterFault):
 
     status = 503
     code = "draining"
+
+
+class StateUnavailable(RouterFault):
+    """The store of budgets and keys is slow, locked, full or gone: not the key's fault."""
+
+    status = 503
+    code = "state_unavailable"
 
 
 class InternalFault(RouterFault):

@@ -31,10 +31,15 @@ class Policy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Nano-dollars a token (1 USD per million tokens is 1,000 nano-dollars a token)."""
+    """Pico-dollars a token: 1 USD for a million tokens are 1,000,000 of them."""
 
-    input_nanousd: float
-    output_nanousd: float
+    input_picousd: int
+    output_picousd: int
+
+    @classmethod
+    def per_mtok(cls, input_usd: float, output_usd: float) -> Price:
+        """A price as people write it: dollars for a million tokens."""
+        return cls(round(input_usd * 1_000_000), round(output_usd * 1_000_000))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,7 @@ from router.types import (
 )
 
 # A dollar for a million tokens is this many nano-dollars a token.
-_NANOUSD_PER_TOKEN = 1000.0
-_FREE = Price(0.0, 0.0)
+_FREE = Price(0, 0)
 _SERVES = {"tgi": {Task.CHAT}, "tei": {Task.EMBEDDINGS}}
 # Clients of Hugging Face send these for "whatever is served", which is the default ladder.
 _MEANS_DEFAULT = ("dummy", "tgi")
@@ -276,7 +275,7 @@ def _price(rung: schema.Rung, backend: BackendConfig | None) -> Price | None:
     """The rung's own price, or nothing where a token costs nothing; None is not known here."""
     own = rung.usd_per_mtok
     if own is not None:
-        return Price(own.input * _NANOUSD_PER_TOKEN, (own.output or 0.0) * _NANOUSD_PER_TOKEN)
+        return Price.per_mtok(own.input, own.output or 0.0)
     return _FREE if _is_free(backend) else None
 
 

@@ -201,7 +201,7 @@ def _price(rung: Rung, view: RungView) -> tuple[bool, float]:
     price = rung.price if rung.price is not None else view.learned_price
     if price is None:
         return True, 0.0
-    return False, price.input_nanousd + price.output_nanousd
+    return False, price.input_picousd + price.output_picousd
 
 
 def _speed(view: RungView) -> tuple[bool, float]:

@@ -1,0 +1,209 @@
+"""What outlives a process: budgets, usage, keys, kept answers. Each in a small interface.
+
+One engine implements all of them: SQLite in one file for one host (and in memory for none), Valkey
+for several hosts. `tests/store/contract.py` holds both to the same behaviour.
+
+Every method may raise `StateUnavailable`: the engine is slow, locked, full or gone. A method that
+raised may have happened or not; each of them can be said again without harm. No method is on the
+path of a call but where a lease does not suffice, a key is seen for the first time, or the client
+sent an Idempotency-Key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from router.core.leases import Ask, Grant
+from router.types import Json
+
+
+class RowKey(NamedTuple):
+    """What usage is counted by. `day`: the start of the UTC day of the call's hold, unix seconds.
+
+    `session`: the id of the session whose key was used, "" for the key itself; it is not shown but
+    budgets are counted by it. `rung` "": no rung answered.
+    """
+
+    day: int
+    key: str
+    session: str
+    ladder: str
+    rung: str
+
+
+class Totals(NamedTuple):
+    """What one process counted in one row, ever; amounts of money in nano-dollars.
+
+    `settled` includes `overrun` (charged beyond its hold) and `estimated` (not reported by the
+    upstream); `in_doubt` is apart: holds of a process that died, which may or may not be spent.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    settled: int = 0
+    overrun: int = 0
+    estimated: int = 0
+    in_doubt: int = 0
+
+
+class Sync(NamedTuple):
+    """The answer to one exchange. `lease_s`: for how long the process may go on without another,
+    counted from before it asked. `version` grows with every change of a key.
+    """
+
+    grants: list[Grant]
+    live: int
+    lease_s: float
+    version: int
+
+
+class UsageLine(NamedTuple):
+    """`group` has the values of what was asked to be grouped by, in that order."""
+
+    group: tuple[str, ...]
+    totals: Totals
+
+
+class LedgerStore(Protocol):
+    """Budgets and usage. A process is known by an id that no other ever has.
+
+    What processes report is absolute: `rows` are their totals ever, and a smaller number than is
+    known already changes nothing. All of one call happens, or nothing of it.
+    """
+
+    async def sync(self, process: str, asks: Sequence[Ask], rows: Mapping[RowKey, Totals]) -> Sync:
+        """Report, renew and ask (`core.leases.grant`); the first of a process makes it known."""
+        ...
+
+    async def end(self, process: str, rows: Mapping[RowKey, Totals]) -> None:
+        """A process ended, well or not, and this is all that it ever counted, `in_doubt` included.
+
+        Its leases end: what was spent (by its rows) and in doubt stays counted in every account
+        that is still open, the rest is free again. Said of a process that is unknown or ended
+        already, it changes nothing: then its rows are in the books.
+        """
+        ...
+
+    async def silent(self) -> Mapping[str, int]:
+        """By key, the nano-dollars in the hands of processes that were not heard of for longer
+        than their leases: neither spent nor free until they end or somebody resolves them."""
+        ...
+
+    async def usage(
+        self, group: Sequence[str], *, key: str | None, since: int, until: int
+    ) -> list[UsageLine]:
+        """Totals of all processes by some of "key", "ladder", "rung", "day" (ISO date), sorted.
+
+        `key`: of this one only. `since` and `until`: days, the second exclusive, in unix seconds.
+        """
+        ...
+
+    async def resolve(self, key: str | None, *, charge: bool) -> int:
+        """Clear what is in doubt of this key, or of all: charge it as settled, or let it go.
+
+        Processes that are silent are ended by it, with what they reported. Returns nano-dollars.
+        """
+        ...
+
+    async def epoch(self) -> str:
+        """The id of these books, made when they were empty. Another one than before means that
+        the data was lost, and that every limit would start from nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key made at run time, or the tombstone of one of the file's.
+
+    `settings` are those of a [keys.NAME] table, `sha256` left out. `digests` maps the hexadecimal
+    SHA-256 of a secret to the unix second at which it ends (None: never); after a rotation there
+    are two for a while. A session is a record with a `parent` and an `expires_at`.
+    """
+
+    name: str
+    settings: Json
+    digests: Mapping[str, float | None]
+    created_at: float
+    expires_at: float | None = None
+    parent: str = ""
+    revoked_at: float | None = None
+
+
+class KeyStore(Protocol):
+    async def find_key(self, digest: str) -> KeyRecord | None:
+        """The record that has this digest, revoked and expired ones too."""
+        ...
+
+    async def get_key(self, name: str) -> KeyRecord | None: ...
+
+    async def put_key(self, record: KeyRecord, *, is_new: bool) -> bool:
+        """Write it whole; False, and nothing is changed, where `is_new` and the name is taken."""
+        ...
+
+    async def list_keys(self, *, after: str, limit: int, sessions: bool) -> list[KeyRecord]:
+        """In the order of their names, those behind `after`; sessions or the others."""
+        ...
+
+    async def changed_keys(self, since: int) -> tuple[int, list[KeyRecord]]:
+        """The version now, and the records that changed after that version."""
+        ...
+
+    async def forget_expired(self, now: float) -> int:
+        """Delete the records of sessions that ended more than a day before."""
+        ...
+
+
+class KeptAnswer(NamedTuple):
+    """An answer under an Idempotency-Key. `body` None: it is still being made by `process`."""
+
+    fingerprint: str
+    process: str
+    body: bytes | None = None
+    status: int = 0
+    headers: Mapping[str, str] = {}
+
+
+class AnswerStore(Protocol):
+    """Answers by Idempotency-Key: bounded in size and kept for a limited time."""
+
+    async def claim_answer(
+        self, key: str, name: str, mine: KeptAnswer, *, ttl_s: float
+    ) -> KeptAnswer | None:
+        """Claim the name for `mine.process`; None where it is this process's now, else what is
+        there. A claim of a process that is not alive any more is taken over."""
+        ...
+
+    async def keep_answer(self, key: str, name: str, answer: KeptAnswer, *, ttl_s: float) -> None:
+        """Put the answer in the place of the claim of the same process."""
+        ...
+
+    async def get_answer(self, key: str, name: str) -> KeptAnswer | None: ...
+
+    async def drop_answer(self, key: str, name: str, process: str) -> None:
+        """Give up the claim, so that a repeat runs anew."""
+        ...
+
+
+class CacheStore(Protocol):
+    """The second tier of the cache: bytes by key, with an end, bounded by the engine's limit."""
+
+    async def get_entries(self, cache_keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    async def put_entries(
+        self, entries: Sequence[tuple[bytes, bytes]], *, group: str, ttl_s: float
+    ) -> None: ...
+
+    async def drop_entries(self, group: str) -> int:
+        """Drop all of a group; how many."""
+        ...
+
+
+class Store(LedgerStore, KeyStore, AnswerStore, CacheStore, Protocol):
+    """One engine. `is_shared`: whether other hosts may use it too."""
+
+    is_shared: bool
+
+    async def aclose(self) -> None: ...
