@@ -29,6 +29,15 @@ class Policy(enum.StrEnum):
     BEST = "best"
 
 
+# Money is counted in whole nano-dollars.
+NANO_USD = 1_000_000_000
+
+
+def nanousd_of(usd: float) -> int:
+    """Nano-dollars of a number that a person wrote, such as 0.1."""
+    return round(usd * NANO_USD)
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """Pico-dollars a token: 1 USD for a million tokens are 1,000,000 of them."""
@@ -110,11 +119,16 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """A key's limits of size and concurrency; None is no limit of the key's own."""
+    """A key's limits; None is no limit of the key's own. Money is in nano-dollars."""
 
     concurrent: int | None = None
     max_output_tokens: int | None = None
     max_input_bytes: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    usd_per_day: int | None = None
+    usd_per_month: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +136,11 @@ class Key:
     """A client's credential with its rights. `ladders` None: every ladder.
 
     `token` and `bill_to` are this key's own for the Hugging Face backends; a token is a secret
-    and stays out of `repr`.
+    and stays out of `repr`. `allow_unpriced`: may use rungs of unknown price under a money limit.
+    `drains`: what it asked for is read to the end when it leaves, and charged whole.
+
+    A session has its parent's name, since their budget is one; `session` is its id, and
+    `session_usd` (nano-dollars) its share of that budget.
     """
 
     name: str
@@ -133,6 +151,10 @@ class Key:
     priority: int = 0
     bill_to: str | None = None
     token: str | None = field(default=None, repr=False)
+    allow_unpriced: bool = False
+    drains: bool = False
+    session: str = ""
+    session_usd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

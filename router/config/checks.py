@@ -27,6 +27,7 @@ from router.types import (
     Price,
     Rung,
     Task,
+    nanousd_of,
 )
 
 # A dollar for a million tokens is this many nano-dollars a token.
@@ -406,10 +407,19 @@ def key(
             concurrent=limits.concurrent,
             max_output_tokens=limits.max_output_tokens,
             max_input_bytes=None if limits.max_input_kib is None else limits.max_input_kib << 10,
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            tokens_per_day=limits.tokens_per_day,
+            usd_per_day=None if limits.usd_per_day is None else nanousd_of(limits.usd_per_day),
+            usd_per_month=(
+                None if limits.usd_per_month is None else nanousd_of(limits.usd_per_month)
+            ),
         ),
         priority=raw.priority,
         bill_to=raw.bill_to,
         token=token,
+        allow_unpriced=raw.allow_unpriced,
+        drains=raw.on_disconnect == "drain",
     )
 
 

@@ -11,9 +11,8 @@ import enum
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from router.types import Price, Usage
+from router.types import NANO_USD, Price, Usage
 
-NANO_USD = 1_000_000_000
 _PICO_A_NANO = 1_000
 _MINUTE_S = 60
 _DAY_S = 86_400
@@ -92,11 +91,6 @@ def affordable(price: Price, nanousd: int, input_tokens: int) -> int | None:
         return None
     left = nanousd * _PICO_A_NANO - price.input_picousd * input_tokens
     return max(0, left) // price.output_picousd
-
-
-def from_usd(usd: float) -> int:
-    """Nano-dollars of a number that a person wrote, such as 0.1."""
-    return round(usd * NANO_USD)
 
 
 def to_usd(nanousd: int) -> float:
