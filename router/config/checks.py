@@ -6,6 +6,7 @@ Each function reads one part of the file's values, reports what cannot be, and g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -391,12 +392,23 @@ def key(
     report: Report,
 ) -> Key:
     path: Path = ("keys", name)
-    for place, one in enumerate(raw.ladders):
-        if one != "*" and one not in ladders:
-            report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
+    check_key_ladders(raw, ladders, path, report)
     if not raw.ladders:
         report.warning((*path, "ladders"), 'is empty, so the key may call nothing; "*" is all')
     token = check_token(raw.token, (*path, "token"), environ, report, "remove this setting")
+    return replace(key_of(name, raw), token=token)
+
+
+def check_key_ladders(
+    raw: schema.KeySettings, ladders: Mapping[str, object], path: Path, report: Report
+) -> None:
+    for place, one in enumerate(raw.ladders):
+        if one != "*" and one not in ladders:
+            report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
+
+
+def key_of(name: str, raw: schema.KeySettings) -> Key:
+    """The key of these settings, which are sound by themselves; it has no token of its own."""
     limits = raw.limits
     return Key(
         name=name,
@@ -417,7 +429,6 @@ def key(
         ),
         priority=raw.priority,
         bill_to=raw.bill_to,
-        token=token,
         allow_unpriced=raw.allow_unpriced,
         drains=raw.on_disconnect == "drain",
     )

@@ -262,10 +262,9 @@ class Limits(Section, frozen=True, kw_only=True):
     usd_per_month: Usd | None = None
 
 
-class Key(Section, frozen=True, kw_only=True):
-    """[keys.NAME]: who may call, and what."""
+class KeySettings(Section, frozen=True, kw_only=True):
+    """What may be said of a key wherever it is made: nothing here is a secret or leads to one."""
 
-    sha256: Sha256
     ladders: tuple[LadderName, ...] = ("*",)
     tier: Tier = ""
     admin: bool = False
@@ -273,5 +272,11 @@ class Key(Section, frozen=True, kw_only=True):
     allow_unpriced: bool = False
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     bill_to: Text | None = None
-    token: Token | None = None
     limits: Limits = Limits()
+
+
+class Key(KeySettings, frozen=True, kw_only=True):
+    """[keys.NAME]: who may call, and what."""
+
+    sha256: Sha256
+    token: Token | None = None
