@@ -16,7 +16,25 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from router.core.leases import Ask, Grant
+from router.errors import StateUnavailable
 from router.types import Json
+
+# Amounts beyond it lose their last digits in Valkey's scripts; nine million dollars are enough.
+AMOUNT_MAX = 2**53 - 1
+
+
+class StateRefused(Exception):
+    """The state cannot be opened: the message names the place, what is wrong and how to mend it."""
+
+
+class StateLost(StateUnavailable):
+    """The books are not the ones that this store opened: the data was lost or replaced.
+
+    Nothing was changed. It passes only when somebody says `adopt_epoch`, since with empty books
+    every limit would start from nothing.
+    """
+
+    code = "state_lost"
 
 
 class RowKey(NamedTuple):
@@ -70,20 +88,33 @@ class UsageLine(NamedTuple):
 class LedgerStore(Protocol):
     """Budgets and usage. A process is known by an id that no other ever has.
 
-    What processes report is absolute: `rows` are their totals ever, and a smaller number than is
-    known already changes nothing. All of one call happens, or nothing of it.
+    What processes report is absolute: `rows` are their totals ever (of the rows that are named; the
+    others stay as they were), and a smaller number than is known already changes nothing. All of
+    one call happens, or nothing of it.
+
+    Rows count in their accounts whether there is a limit or not, so that a limit that is new in
+    mid-window knows what was spent before: money and tokens of a day and a month by key, money by
+    session. In the account of its own process a row is the same money as `Ask.spent`, and the
+    larger of both counts.
     """
 
     async def sync(self, process: str, asks: Sequence[Ask], rows: Mapping[RowKey, Totals]) -> Sync:
-        """Report, renew and ask (`core.leases.grant`); the first of a process makes it known."""
+        """Report, renew and ask (`core.leases.grant`); the first of a process makes it known.
+
+        Grants come in the order of the asks. Places (`Meter.CONCURRENT`) of a process that was not
+        heard of for longer than its lease are free for others, and it asks for them anew. Of a
+        process that was ended, it raises `StateUnavailable`: its id is used up.
+        """
         ...
 
     async def end(self, process: str, rows: Mapping[RowKey, Totals]) -> None:
         """A process ended, well or not, and this is all that it ever counted, `in_doubt` included.
 
-        Its leases end: what was spent (by its rows) and in doubt stays counted in every account
-        that is still open, the rest is free again. Said of a process that is unknown or ended
-        already, it changes nothing: then its rows are in the books.
+        Its leases end: what was spent (by its rows) and in doubt stays counted in every account,
+        the rest is free again. Of a minute's account, which no row tells of, all that it was
+        granted counts as spent; it should give back first. Said of a process that was ended
+        already it changes nothing; one that was never heard of (the store was gone all its life)
+        is counted.
         """
         ...
 
@@ -104,13 +135,23 @@ class LedgerStore(Protocol):
     async def resolve(self, key: str | None, *, charge: bool) -> int:
         """Clear what is in doubt of this key, or of all: charge it as settled, or let it go.
 
-        Processes that are silent are ended by it, with what they reported. Returns nano-dollars.
+        What silent processes hold beyond what they reported is free again, whichever is said; one
+        that comes back after all goes on from there. Returns the nano-dollars that were in doubt.
         """
         ...
 
     async def epoch(self) -> str:
-        """The id of these books, made when they were empty. Another one than before means that
-        the data was lost, and that every limit would start from nothing."""
+        """The id of the books that are there, made when they were empty."""
+        ...
+
+    def expect_epoch(self, epoch: str) -> None:
+        """Take no other books than these, from before this process (its journal knows them). From
+        now on all but `epoch` and `adopt_epoch` raise `StateLost` where others are found; without
+        it, the first that are found are expected."""
+        ...
+
+    async def adopt_epoch(self) -> str:
+        """Go on with the books that are there, empty ones made where there are none; their id."""
         ...
 
 
@@ -152,7 +193,8 @@ class KeyStore(Protocol):
         ...
 
     async def forget_expired(self, now: float) -> int:
-        """Delete the records of sessions that ended more than a day before."""
+        """Delete the records of sessions that ended more than a day before, and their budgets: how
+        many. At most a batch, so that it is said again while it returns something."""
         ...
 
 
@@ -173,11 +215,13 @@ class AnswerStore(Protocol):
         self, key: str, name: str, mine: KeptAnswer, *, ttl_s: float
     ) -> KeptAnswer | None:
         """Claim the name for `mine.process`; None where it is this process's now, else what is
-        there. A claim of a process that is not alive any more is taken over."""
+        there. A claim of a process that is not alive any more (ended; or silent, and claimed longer
+        ago than a lease lasts) is taken over."""
         ...
 
     async def keep_answer(self, key: str, name: str, answer: KeptAnswer, *, ttl_s: float) -> None:
-        """Put the answer in the place of the claim of the same process."""
+        """Put the answer in the place of the claim of the same process. One that is too large is
+        dropped with its claim; the oldest go where the key's share or the whole is full."""
         ...
 
     async def get_answer(self, key: str, name: str) -> KeptAnswer | None: ...
@@ -188,7 +232,10 @@ class AnswerStore(Protocol):
 
 
 class CacheStore(Protocol):
-    """The second tier of the cache: bytes by key, with an end, bounded by the engine's limit."""
+    """The second tier of the cache: bytes by key, with an end, bounded by the engine's limit.
+
+    The oldest go first; an entry that is too large for a share of it is not kept.
+    """
 
     async def get_entries(self, cache_keys: Sequence[bytes]) -> list[bytes | None]: ...
 
