@@ -85,6 +85,20 @@ class UnknownUrl(CallerError):
     code = "unknown_url"
 
 
+class UnknownKey(CallerError):
+    """No key, or no session, has this name."""
+
+    status = 404
+    code = "key_not_found"
+
+
+class Conflict(CallerError):
+    """What is asked for cannot be done to what is there."""
+
+    status = 409
+    code = "conflict"
+
+
 class MethodNotAllowed(CallerError):
     status = 405
     code = "method_not_allowed"
