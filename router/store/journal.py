@@ -111,14 +111,17 @@ class Journal:
         self._map[at] = GROWN
         self._at = at + _GROWN_BYTES
 
-    def settled(self, hold: int, row: RowKey, totals: Totals) -> None:
-        """Close the hold (0: there was none); these are the row's absolute totals after it.
+    def settled(self, hold: int, row: RowKey, totals: form.Amounts) -> None:
+        """Close the hold (0: there was none); these are the row's absolute totals after it, as
+        Totals or, a fifth quicker, as a plain tuple of the same.
 
         Never fails: without room the hold stays open here, and would be in doubt after a crash.
         """
         at = self._at
+        # A call with *totals would cost a quarter more.
+        a, b, c, d, e, f, g = totals
         try:
-            _pack_settled(self._map, at, hold, self._numbers[row], *totals, SETTLED)
+            _pack_settled(self._map, at, hold, self._numbers[row], a, b, c, d, e, f, g, SETTLED)
         except (KeyError, StructError):
             self._settle_slowly(hold, row, totals)
             return
@@ -192,7 +195,7 @@ class Journal:
         self._numbers[row] = number
         return number
 
-    def _settle_slowly(self, hold: int, row: RowKey, totals: Totals) -> None:
+    def _settle_slowly(self, hold: int, row: RowKey, totals: form.Amounts) -> None:
         try:
             number = self._numbers[row] if row in self._numbers else self._intern(row)
             amounts = map(form.clamp, totals)
@@ -239,7 +242,7 @@ class Recovered(NamedTuple):
         self.path.unlink(missing_ok=True)
 
 
-def recover(folder: Path) -> Iterator[Recovered]:
+def recover(folder: Path, *, bytes_max: int = BYTES_MAX) -> Iterator[Recovered]:
     """The journals of dead processes, each until it is discarded. Waits for the disk.
 
     One that is damaged is set aside under another name; one that cannot be opened, or that a newer
@@ -255,7 +258,7 @@ def recover(folder: Path) -> Iterator[Recovered]:
         try:
             if name.endswith(_NEW_SUFFIX):
                 _clear_abandoned(path)
-            elif name.endswith(_SUFFIX) and (found := _recover_one(path)) is not None:
+            elif name.endswith(_SUFFIX) and (found := _recover_one(path, bytes_max)) is not None:
                 yield found
         except FileNotFoundError:
             continue  # Another process recovered it meanwhile.
@@ -263,14 +266,14 @@ def recover(folder: Path) -> Iterator[Recovered]:
             _log.error("cannot recover the journal %s, which stays there: %s", path, error.strerror)
 
 
-def _recover_one(path: Path) -> Recovered | None:
+def _recover_one(path: Path, bytes_max: int) -> Recovered | None:
     """None: its process lives, or it cannot be read."""
     if (descriptor := _open_dead(path)) is None:
         return None
     with open(descriptor, "rb") as file:
-        data = file.read(BYTES_MAX + 1)
+        data = file.read(bytes_max + 1)
     try:
-        if len(data) > BYTES_MAX:
+        if len(data) > bytes_max:
             raise form.Damaged("it is larger than any journal")
         said = form.replay(data)
         if path.name != f"{said.process}{_SUFFIX}":
