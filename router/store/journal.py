@@ -20,7 +20,7 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from struct import error as StructError
@@ -34,7 +34,6 @@ BYTES_MIN, BYTES_MAX = 8 << 20, 256 << 20
 _SUFFIX = ".journal"
 _NEW_SUFFIX = ".journal.new"
 _DAMAGED_SUFFIX = ".damaged"
-# Another process clears away what looks abandoned, and may be quicker than a new file's lock.
 _LOCK_TRIES = 100
 
 _OPENED_BYTES, _GROWN_BYTES, _SETTLED_BYTES = (
@@ -45,6 +44,8 @@ _OPENED_BYTES, _GROWN_BYTES, _SETTLED_BYTES = (
 _pack_opened = OPENED_RECORD.pack_into
 _pack_grown = GROWN_RECORD.pack_into
 _pack_settled = SETTLED_RECORD.pack_into
+
+TotalsOf = Callable[[RowKey], Totals | None]
 
 _log = logging.getLogger("rungway")
 
@@ -60,13 +61,16 @@ class Journal:
     charge a hold twice.
     """
 
-    def __init__(self, path: Path, process: str, bytes_min: int, bytes_max: int) -> None:
+    def __init__(
+        self, path: Path, process: str, bytes_min: int, bytes_max: int, totals_of: TotalsOf
+    ) -> None:
         """Use `create`."""
         data = form.encode_header(process)
         self._path = path
         self._process = process
         self._bytes_min = bytes_min
         self._bytes_max = bytes_max
+        self._totals_of = totals_of
         self._descriptor_lock = threading.Lock()
         self._numbers: dict[tuple[int, str, str, str, str], int] = {}
         self._at = len(data)
@@ -75,13 +79,25 @@ class Journal:
 
     @classmethod
     def create(
-        cls, folder: Path, process: str, *, bytes_min: int = BYTES_MIN, bytes_max: int = BYTES_MAX
+        cls,
+        folder: Path,
+        process: str,
+        *,
+        totals_of: TotalsOf = lambda row: None,
+        bytes_min: int = BYTES_MIN,
+        bytes_max: int = BYTES_MAX,
     ) -> Journal:
-        """Raises OSError: no space, not writable, or the process has one already."""
+        """`totals_of` tells what the process has counted in a row so far.
+
+        It is asked when a row's first hold is opened. Recovered tokens are the row's totals and
+        what is held; without the totals a store that knows them already would not see what is held.
+
+        Raises OSError: no space, not writable, or the process has one already.
+        """
         path = folder / f"{process}{_SUFFIX}"
         if path.exists():
             raise FileExistsError(errno.EEXIST, "each process needs an id of its own", str(path))
-        return cls(path, process, bytes_min, bytes_max)
+        return cls(path, process, bytes_min, bytes_max, totals_of)
 
     def opened(self, hold: int, row: RowKey, nanousd: int, tokens: int) -> None:
         """A hold of this much in this row; said again, it moves there. Raises JournalFull."""
@@ -89,6 +105,8 @@ class Journal:
             number = self._numbers[row]
         except KeyError:
             number = self._intern(row)
+            if (totals := self._totals_of(row)) is not None:
+                self._append(SETTLED, _settled_record(0, number, totals))
         at = self._at
         try:
             _pack_opened(self._map, at, hold, nanousd, tokens, number, OPENED)
@@ -136,12 +154,17 @@ class Journal:
     def rewrite(
         self, rows: Mapping[RowKey, Totals], holds: Iterable[tuple[int, RowKey, int, int]]
     ) -> None:
-        """Begin again with only what still matters: all open holds, and the totals of every row
-        that the store does not know yet or that has an open hold.
+        """Begin again with only what still matters: the totals of rows that the store does not
+        know yet, and all open holds.
 
         Raises OSError; then the journal is as it was before.
         """
-        data, numbers = form.encode(self._process, rows, holds)
+        holds = list(holds)
+        said = dict(rows)
+        for _, row, _, _ in holds:
+            if row not in said and (totals := self._totals_of(row)) is not None:
+                said[row] = totals
+        data, numbers = form.encode(self._process, said, holds)
         descriptor, mapped = self._place(data)
         with self._descriptor_lock:
             old, self._descriptor = self._descriptor, descriptor
@@ -176,16 +199,15 @@ class Journal:
         # As much room again, or it would be nearly full at once.
         wanted = max(self._bytes_min, 2 * len(data))
         size = max(len(data), min(wanted, self._bytes_max))
-        new = self._path.with_name(f"{self._process}{_NEW_SUFFIX}")
-        descriptor = _new_locked(new)
+        descriptor, new = _new_locked(self._path.parent, self._process)
         try:
             mapped = _mapped(descriptor, size, self._bytes_max)
             mapped[: len(data)] = data
             new.rename(self._path)
         except OSError:
             # A map that was made is freed with its last reference, and with it the lock.
-            os.close(descriptor)
             new.unlink(missing_ok=True)
+            os.close(descriptor)
             raise
         return descriptor, mapped
 
@@ -198,8 +220,7 @@ class Journal:
     def _settle_slowly(self, hold: int, row: RowKey, totals: form.Amounts) -> None:
         try:
             number = self._numbers[row] if row in self._numbers else self._intern(row)
-            amounts = map(form.clamp, totals)
-            self._append(SETTLED, SETTLED_RECORD.pack(hold, number, *amounts, SETTLED))
+            self._append(SETTLED, _settled_record(hold, number, totals))
         except JournalFull:
             return  # It was logged when it became full.
 
@@ -225,6 +246,10 @@ class Journal:
             raise JournalFull(self._full) from error
         self._map.close()
         self._map = grown
+
+
+def _settled_record(hold: int, number: int, totals: form.Amounts) -> bytes:
+    return SETTLED_RECORD.pack(hold, number, *map(form.clamp, totals), SETTLED)
 
 
 class Recovered(NamedTuple):
@@ -317,14 +342,22 @@ def _set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def _new_locked(path: Path) -> int:
-    for _ in range(_LOCK_TRIES):
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+def _new_locked(folder: Path, process: str) -> tuple[int, Path]:
+    """A new file of this process, its lock, and its path.
+
+    Whoever clears up may take it for abandoned before it is locked, and will remove it by its name:
+    so that name is left to them. Only who has a file's lock removes or renames it.
+    """
+    for number in range(_LOCK_TRIES):
+        path = folder / f"{process}.{number}{_NEW_SUFFIX}"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            continue
         if _locks(descriptor, path):
-            return descriptor
+            return descriptor, path
         os.close(descriptor)
-    raise OSError(errno.EBUSY, "others remove the file each time before it is locked", str(path))
+    raise OSError(errno.EBUSY, "others remove each new file before it is locked", str(folder))
 
 
 def _locks(descriptor: int, path: Path) -> bool:
