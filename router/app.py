@@ -26,8 +26,15 @@ from router.config.model import Config
 from router.config.secrets import Credential
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
+from router.flow.board import Board
+from router.flow.issuing import Issuer
+from router.flow.keys import KeyBook
+from router.flow.observe import Observer
+from router.flow.opening import open_ledger
 from router.flow.pipeline import Pipeline
+from router.flow.tasks import Tasks
 from router.hub.spaces import Spaces
+from router.store.open import open_store
 from router.transport.http import HttpClient
 from router.types import Key
 
@@ -35,6 +42,40 @@ _HUB_URL = "https://huggingface.co"
 _OPEN_KEY = Key("open", admin=True)
 
 Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
+
+
+async def open_shared(
+    config: Config, environ: Mapping[str, str], write_line: Callable[[bytes], None], tasks: Tasks
+) -> Shared:
+    """What outlives every configuration, its state opened. Raises StateRefused."""
+    store, folder = await open_store(config.state.url, environ)
+    try:
+        ledger, books = await open_ledger(store, folder, tasks)
+        keys = KeyBook(store, tasks, time.time)
+        keys.configure(config.keys)
+        await keys.refresh()
+        tasks.spawn(keys.watch_forever(), "watch the keys")
+    except BaseException:
+        await store.aclose()
+        raise
+    return Shared(
+        board=Board(time.monotonic),
+        store=store,
+        books=books,
+        ledger=ledger,
+        keys=keys,
+        issuer=Issuer(store, keys, time.time),
+        observer=Observer(write_line, time.time),
+        tasks=tasks,
+        clock=time.monotonic,
+    )
+
+
+async def close_shared(shared: Shared) -> None:
+    """Book what is left, once no call is under way."""
+    await shared.tasks.aclose()
+    await shared.books.end()
+    await shared.store.aclose()
 
 
 def make_service(
@@ -47,6 +88,7 @@ def make_service(
     }
     server = config.server
     shared.board.configure(config.ladders.values())
+    shared.keys.configure(config.keys)
     pipeline = Pipeline(
         backends,
         shared.board,
@@ -60,7 +102,7 @@ def make_service(
     )
     return Service(
         names=LadderNames(config.ladders, config.default_ladder),
-        guard=make_guard(config),
+        guard=make_guard(config, shared.keys),
         pipeline=pipeline,
         backends=backends,
         limits=ServerLimits(server.max_body_mib << 20, server.body_s, server.keepalive_s, images),
@@ -70,11 +112,11 @@ def make_service(
     )
 
 
-def make_guard(config: Config) -> Guard:
+def make_guard(config: Config, keys: KeyBook) -> Guard:
     """Who may talk to this configuration."""
     server = config.server
     return Guard(
-        keys={digest: (digest, key) for digest, key in config.keys.items()},
+        keys=keys,
         open_key=_OPEN_KEY if server.auth == "open" else None,
         checks_host=is_loopback(server.host) or bool(server.allowed_hosts),
         hosts=frozenset(name.lower() for name in server.allowed_hosts),

@@ -19,17 +19,16 @@ from collections.abc import Callable, Mapping
 
 from router.api.gateway import Gateway
 from router.api.server import Server
-from router.api.service import Service, Shared
-from router.app import make_service
+from router.api.service import Service
+from router.app import close_shared, make_service, open_shared
 from router.config.model import Config
 from router.config.schema import Server as ServerSettings
 from router.config.secrets import SecretError
 from router.errors import ConfigError
-from router.flow.board import Board
-from router.flow.ledger import Ledger
-from router.flow.observe import Observer, write_to_stderr
+from router.flow.observe import write_to_stderr
 from router.flow.probes import probe_forever
 from router.flow.tasks import Tasks
+from router.store.base import StateRefused
 from router.transport.http import HttpClient
 
 _log = logging.getLogger("rungway")
@@ -70,13 +69,12 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises StartError."""
         tasks = Tasks()
-        self._shared = Shared(
-            board=Board(time.monotonic),
-            ledger=Ledger(),
-            observer=Observer(write_to_stderr, time.time),
-            tasks=tasks,
-            clock=time.monotonic,
-        )
+        try:
+            shared = await open_shared(self._config, self._environ, write_to_stderr, tasks)
+        except StateRefused as error:
+            await tasks.aclose()
+            raise StartError(str(error)) from error
+        self._shared = shared
         self._client = HttpClient()
         try:
             try:
@@ -96,7 +94,7 @@ class Daemon:
             for service in self._services:
                 await _close_backends(service)
         finally:
-            await tasks.aclose()
+            await close_shared(shared)
             await self._client.aclose()
 
     def stop(self) -> None:

@@ -160,11 +160,13 @@ class Key:
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a call asks of a rung. `prompt_tokens_min` seldom overestimates; `prompt_chars` is all
-    of the prompt's text.
+    of the prompt's text, `schema_chars` what else a model reads: tools, their calls, schemas.
     """
 
     prompt_tokens_min: int = 0
     prompt_chars: int = 0
+    schema_chars: int = 0
+    images: int = 0
     tools: bool = False
     vision: bool = False
     json_schema: bool = False

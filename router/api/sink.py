@@ -14,6 +14,7 @@ from urllib.parse import quote
 from aiohttp import HttpVersion11, web
 
 from router.api.reply import JSON_TYPE, error_frame
+from router.core.accounts import shown_usd
 from router.core.sse import comment
 from router.errors import RouterError
 from router.flow.sink import Provenance
@@ -179,6 +180,8 @@ def provenance_headers(provenance: Provenance) -> dict[str, str]:
     headers = {"x-rungway-attempts": str(provenance.attempts)}
     if provenance.rung is not None:
         headers["x-rungway-rung"] = header_text(provenance.rung.name)
+    if provenance.cost_nanousd is not None:
+        headers["x-rungway-cost-usd"] = shown_usd(provenance.cost_nanousd)
     if provenance.clamped_to is not None:
         headers["x-rungway-clamped"] = str(provenance.clamped_to)
     return headers

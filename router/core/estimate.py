@@ -103,15 +103,18 @@ class Estimates:
         return max(MARGIN_TOKENS, round(self.tokens_per_s))
 
 
+def _moved(known: float, seen: float) -> float:
+    return known + _WEIGHT * (seen - known) if known else seen
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """`output_tokens_max`: what to send as the output's limit; None: as the client wrote it.
-    `held_tokens`: output tokens to set aside before asking. `is_clamped`: fewer than were asked.
+    `held_tokens`: the output tokens to set aside before asking.
     """
 
     output_tokens_max: int | None
     held_tokens: int
-    is_clamped: bool = False
 
 
 def terms(
@@ -132,11 +135,6 @@ def terms(
     so all that may come is set aside. With nothing left the held tokens are those of one token,
     which the ledger will refuse with its reason.
     """
-    room = [] if asked is None else [asked]
-    if context is not None:
-        room.append(max(1, context - prompt_tokens))
-    elif asked is None:
-        room.append(UNSAID_OUTPUT_TOKENS)
     limits = []
     if nanousd is not None and (bought := affordable(price, nanousd, prompt_tokens)) is not None:
         limits.append(bought // choices)
@@ -144,10 +142,12 @@ def terms(
         limits.append(max(0, tokens - prompt_tokens) // choices)
     if not limits:
         return Terms(None, 0)
-    bound = max(1, min(room + limits))
-    is_clamped = bound < min(room) or (asked is None and holds_all)
     if asked is not None:
-        is_clamped = bound < asked and bound < min(room) or min(limits) < asked and bound < asked
-    sent = bound if is_clamped else None
-    held = bound * choices if holds_all else min(bound, margin_tokens) * choices
-    return Terms(sent, held, is_clamped)
+        wanted = asked
+    else:
+        wanted = UNSAID_OUTPUT_TOKENS if context is None else max(1, context - prompt_tokens)
+    bound = max(1, min(wanted, *limits))
+    # A stream without a limit of the client's may go on as long as its hold can grow.
+    sent = bound if bound < wanted or (asked is None and holds_all) else None
+    held = bound if holds_all else min(bound, margin_tokens)
+    return Terms(sent, held * choices)

@@ -83,7 +83,8 @@ class Lease:
     """A process's side of one account: what it may still spend is `granted - spent - held`.
 
     Only the ledger changes it, by synchronous calls. `free` and `settled` are as the store said
-    last; `asked` is the number of the last ask sent, `answered` of the last answer taken.
+    last; `asked` is the number of the last ask sent, `answered` of the last answer taken. With less
+    room than `low` it is time to ask for the next block.
     """
 
     account: Account
@@ -95,7 +96,9 @@ class Lease:
     settled: int = 0
     asked: int = 0
     answered: int = 0
+    low: int = 0
     used_at: float = 0.0
+    answered_at: float = 0.0
 
     @property
     def room(self) -> int:

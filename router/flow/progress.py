@@ -31,8 +31,8 @@ class Continues(Protocol):
 class Progress:
     """One call's progress. `call` is what the next attempt is to put: the client's or the rest.
 
-    `given` follows what the client is given, where it may be continued. `used_before` is what the
-    attempts used that left nothing to the answer; `spent` what those used that it goes on from.
+    `given` follows what the client is given, where it may be continued; `spent` is what the
+    attempts used that the answer goes on from.
     """
 
     def __init__(self, call: Call, sink: Sink) -> None:
@@ -51,7 +51,6 @@ class Progress:
         self.call = call
         self.given: Given | None = None
         self.spent: Usage | None = None
-        self.used_before: Usage | None = None
         # Of all the rungs together: who waits for one may not wait as long again for the next.
         self.queue_left_s = call.ladder.limits.queue_s
 
@@ -64,7 +63,6 @@ class Progress:
         """An attempt begins: from nothing, or from what was given."""
         if not self._is_continuing:
             self.spent = None
-            self.used_before = record.usage
             record.first_token_s = None
             if isinstance(self._call, ChatCall) and self._may_rescue:
                 self.given = Given(self._call.body)

@@ -11,11 +11,15 @@ from router.types import Answer, Embeddings, Rung
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Whom an answer comes from, for the response headers; `rung` None: not known yet."""
+    """Whom an answer comes from, for the response headers; `rung` None: not known yet.
+
+    `cost_nanousd` None: not known before the answer's end.
+    """
 
     rung: Rung | None
     attempts: int
     clamped_to: int | None = None
+    cost_nanousd: int | None = None
 
 
 class Sink(Protocol):
