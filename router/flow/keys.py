@@ -322,12 +322,15 @@ class KeyBook:
         if self._version is not None and version < self._version:
             # Other books than before: nothing that the old ones said holds.
             self._forget_all()
-        elif version != self._version:
+        while version != self._version:
             self._changes += 1
             self._unknown.clear()
             for record in records:
                 self.apply(record)
-        self._version = version
+            self._version = version
+            if records:
+                # They come in batches.
+                version, records = await self._store.changed_keys(version)
 
     def _forget_all(self) -> None:
         self._changes += 1
@@ -339,7 +342,8 @@ class KeyBook:
     async def _forget_expired(self) -> None:
         try:
             async with asyncio.timeout(_POLL_LIMIT_S):
-                await self._store.forget_expired(self._clock())
+                while await self._store.forget_expired(self._clock()):
+                    pass
         except (StateUnavailable, TimeoutError) as error:
             _log.warning("ended sessions stay in the store: %s", _why(error))
 
