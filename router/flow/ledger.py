@@ -315,7 +315,8 @@ class Ledger:
     def _refused(self, key: Key, lease: Lease, amount: int) -> RouterError:
         """Why this lease grants no more: used up until its window ends, or in use by others."""
         _, meter, start = lease.account
-        if self._books.trouble and not lease.answered:
+        settled = max(lease.settled, lease.spent)
+        if self._books.trouble and settled + amount <= lease.limit:
             return self._unavailable(key)
         who = (
             f"the session of the key {key.name!r}"
@@ -324,7 +325,6 @@ class Ledger:
         )
         end = accounts.window_end(meter, start)
         opens_s = None if end is None else max(1.0, end - self._clock())
-        settled = max(lease.settled, lease.spent)
         limit = _amount(meter, lease.limit)
         if meter is Meter.CONCURRENT:
             return RateLimited(

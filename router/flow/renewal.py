@@ -200,7 +200,8 @@ class Books:
         try:
             await self._store.end(self.process, rows)
         except StateUnavailable as error:
-            _log.error("the last usage stays in the journal for the next start: %s", error)
+            kept = "is lost" if self._journal is None else "stays in the journal for the next start"
+            _log.error("the last usage %s: %s", kept, error)
             if self._journal is not None:
                 self._journal.close(delete=False)
             return
