@@ -21,6 +21,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from struct import error as StructError
@@ -288,7 +289,13 @@ def recover(folder: Path, *, bytes_max: int = BYTES_MAX) -> Iterator[Recovered]:
         except FileNotFoundError:
             continue  # Another process recovered it meanwhile.
         except OSError as error:
-            _log.error("cannot recover the journal %s, which stays there: %s", path, error.strerror)
+            _log_once(f"cannot recover the journal {path}, which stays there: {error.strerror}")
+
+
+@lru_cache(1_000)
+def _log_once(text: str) -> None:
+    """The same folder is looked through again and again."""
+    _log.error(text)
 
 
 def _recover_one(path: Path, bytes_max: int) -> Recovered | None:
@@ -304,7 +311,7 @@ def _recover_one(path: Path, bytes_max: int) -> Recovered | None:
         if path.name != f"{said.process}{_SUFFIX}":
             raise form.Damaged(f"it is a copy of another, {said.process}{_SUFFIX}")
     except form.FromNewer as error:
-        _log.error("the journal %s stays unread: %s. Start that version once", path, error)
+        _log_once(f"the journal {path} stays unread: {error}. Start that version once")
         return None
     except form.Damaged as error:
         _log.error(

@@ -333,9 +333,10 @@ def test_a_newer_versions_journal_waits_for_it(
     Journal.create(tmp_path, "p1", bytes_min=SMALL).close(delete=False)
     path = tmp_path / "p1.journal"
     path.write_bytes(path.read_bytes().replace(b"journal 1", b"journal 2"))
-    assert list(recover(tmp_path)) == []
+    for _ in range(2):
+        assert list(recover(tmp_path)) == []
     assert path.exists()
-    assert "its format is 2, of a newer version than this one" in caplog.text
+    assert caplog.text.count("its format is 2, of a newer version than this one") == 1, "once"
 
 
 def test_what_is_no_file_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
