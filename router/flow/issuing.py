@@ -131,11 +131,6 @@ class Issuer:
             record = await self._record(name)
             if record is None:
                 raise _unknown(name)
-            if record.revoked_at is not None:
-                raise Conflict(
-                    f"the key {name!r} was revoked, for good; make one of another name",
-                    code="key_revoked",
-                )
             now = self._clock()
             digests = _ending(record.digests, now, now + overlap_s)
             if len(digests) >= _SECRETS_MAX:
@@ -145,8 +140,14 @@ class Issuer:
                     code="too_many_secrets",
                     param="overlap_s",
                 )
-            record = replace(record, digests={**digests, digest: None})
-            await self._store.put_key(record, is_new=False)
+            rotated = replace(record, digests={**digests, digest: None})
+            # Another process may have revoked it since it was read.
+            if record.revoked_at or not await self._store.put_key(rotated, is_new=False):
+                raise Conflict(
+                    f"the key {name!r} was revoked, for good; make one of another name",
+                    code="key_revoked",
+                )
+            record = rotated
         self._book.apply(record)
         return _of_record(record), secret
 

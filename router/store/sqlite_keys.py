@@ -32,7 +32,9 @@ class SqliteKeys:
 
     async def put_key(self, record: KeyRecord, *, is_new: bool) -> bool:
         def work(database: sqlite3.Connection) -> bool:
-            if is_new and _one(database, "SELECT record FROM keys WHERE name = ?", record.name):
+            present = _one(database, "SELECT record FROM keys WHERE name = ?", record.name)
+            is_revoked = present is not None and present.revoked_at is not None
+            if (is_new and present) or (is_revoked and record.revoked_at is None):
                 return False
             [version] = database.execute(
                 "UPDATE meta SET value = value + 1 WHERE name = 'key_version' RETURNING value"
