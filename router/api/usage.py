@@ -1,12 +1,14 @@
 """Routes for what was used: one's own for every key, everybody's for an admin; doubts resolved.
 
-Money is shown twice: as numbers of dollars for people, and exactly in `nano_usd`.
+Money is shown twice: as numbers of dollars for people, and exactly in `nano_usd`. What processes
+hold that are not heard of any more is in `silent_nano_usd`, by key: nobody knows of which rung.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -15,14 +17,13 @@ from router.api.exchange import Exchange
 from router.api.reply import json_reply
 from router.config import schema
 from router.errors import BadRequest, Forbidden
-from router.store.base import UsageLine
+from router.store.base import Totals
 from router.types import NANO_USD, Json
 
 GROUPS = ("key", "ladder", "rung", "day")
 _LINES_MAX = 100_000
 # The last day that has a date.
 _FOREVER = int((date.max - date(1970, 1, 1)).total_seconds())
-_MONEY = ("settled", "held", "in_doubt", "overrun", "estimated")
 
 
 class Resolution(schema.Section, frozen=True, kw_only=True):
@@ -30,6 +31,14 @@ class Resolution(schema.Section, frozen=True, kw_only=True):
 
     key: schema.KeyName | None = None
     charge: bool
+
+
+class Line(NamedTuple):
+    """One line of usage; `held`: nano-dollars of calls under way."""
+
+    group: tuple[str, ...]
+    totals: Totals
+    held: int = 0
 
 
 async def show_usage(exchange: Exchange) -> web.StreamResponse:
@@ -44,7 +53,7 @@ async def show_usage(exchange: Exchange) -> web.StreamResponse:
     since, until = query.day("since", 0), query.day("until", _FOREVER)
     if until <= since:
         raise BadRequest(
-            "until: must be a day after since, which is the last one shown",
+            "until: must be a later day than since; it is not shown itself",
             code="invalid_value",
             param="until",
         )
@@ -55,8 +64,14 @@ async def show_usage(exchange: Exchange) -> web.StreamResponse:
             "for fewer groups",
             code="too_many_lines",
         )
-    data = [_row(group, line, held) for line, held in lines]
-    return json_reply({"object": "list", "group": group, "data": data}, headers=exchange.headers())
+    silent = await exchange.shared.store.silent()
+    body = {
+        "object": "list",
+        "group": group,
+        "data": [_row(group, line) for line in lines],
+        "silent_nano_usd": {name: nano for name, nano in silent.items() if key in (None, name)},
+    }
+    return json_reply(body, headers=exchange.headers())
 
 
 async def resolve(exchange: Exchange) -> web.StreamResponse:
@@ -75,18 +90,30 @@ async def resolve(exchange: Exchange) -> web.StreamResponse:
 
 async def _lines(
     exchange: Exchange, group: Sequence[str], key: str | None, since: int, until: int
-) -> list[tuple[UsageLine, int]]:
-    """The lines of the store, each with the nano-dollars that calls under way hold of it."""
-    store = exchange.shared.store
-    lines = await store.usage(group, key=key, since=since, until=until)
-    return [(line, 0) for line in lines]
+) -> list[Line]:
+    """What all processes reported, and what calls of this one hold beside it."""
+    shared = exchange.shared
+    # So that what has just been used is in it.
+    await shared.books.flush()
+    found = {
+        line.group: Line(line.group, line.totals)
+        for line in await shared.store.usage(group, key=key, since=since, until=until)
+    }
+    for hold in shared.ledger.open.values():
+        row = hold.row.key
+        if key in (None, row.key) and since <= row.day < until:
+            named = {**row._asdict(), "day": _date(row.day)}
+            values = tuple(named[name] for name in group)
+            line = found.get(values, Line(values, Totals()))
+            found[values] = line._replace(held=line.held + hold.nanousd)
+    return [found[values] for values in sorted(found)]
 
 
-def _row(group: Sequence[str], line: UsageLine, held: int) -> Json:
+def _row(group: Sequence[str], line: Line) -> Json:
     totals = line.totals
     nano = {
         "settled": totals.settled,
-        "held": held,
+        "held": line.held,
         "in_doubt": totals.in_doubt,
         "overrun": totals.overrun,
         "estimated": totals.estimated,
@@ -96,6 +123,10 @@ def _row(group: Sequence[str], line: UsageLine, held: int) -> Json:
         "requests": totals.requests,
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
-        **{f"{name}_usd": nano[name] / NANO_USD for name in _MONEY},
+        **{f"{name}_usd": amount / NANO_USD for name, amount in nano.items()},
         "nano_usd": nano,
     }
+
+
+def _date(day: int) -> str:
+    return datetime.fromtimestamp(day, UTC).date().isoformat()
