@@ -54,6 +54,7 @@ class Hold:
     tokens: tuple[Lease, ...]
     nanousd: int = 0
     token_count: int = 0
+    is_journalled: bool = False
     is_settled: bool = False
 
 
@@ -144,13 +145,15 @@ class Ledger:
             nanousd,
             token_count,
         )
-        try:
-            if nanousd:
+        if wants or price != _FREE:
+            # What is free and unlimited leaves nothing in doubt.
+            hold.is_journalled = True
+            try:
                 self._books.opened(hold.id, hold.row, nanousd, token_count)
-        except StateUnavailable:
-            for lease, amount in wants:
-                lease.held -= amount
-            raise
+            except StateUnavailable:
+                for lease, amount in wants:
+                    lease.held -= amount
+                raise
         self.open[hold.id] = hold
         return hold
 
@@ -286,7 +289,7 @@ class Ledger:
     def _grown(self, hold: Hold, more: Wants, input_tokens: int, output_tokens: int) -> None:
         nanousd = accounts.cost(hold.price, input_tokens, output_tokens)
         token_count = input_tokens + output_tokens
-        if nanousd:
+        if hold.is_journalled:
             self._books.grown(hold.id, nanousd, token_count)
         self._take(more)
         hold.nanousd, hold.token_count = nanousd, token_count
@@ -302,7 +305,7 @@ class Ledger:
         return [
             (hold.id, hold.row, hold.nanousd, hold.token_count)
             for hold in self.open.values()
-            if hold.nanousd
+            if hold.is_journalled
         ]
 
     def _unavailable(self, key: Key) -> StateUnavailable:

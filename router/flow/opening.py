@@ -22,6 +22,7 @@ from router.store.journal import Journal, recover
 
 _log = logging.getLogger("rungway")
 _LOOK_EVERY_S = 5.0
+_AFTER_TROUBLE_S = 60.0
 _IDLE_PURSE_S = 900.0
 
 
@@ -42,20 +43,20 @@ async def open_ledger(
     last second counted. Raises StateRefused.
     """
     process = uuid.uuid4().hex
+    books = Books(store, process, boot_clock, wall_clock)
     journal = None
     if folder is not None:
         await book_the_dead(store, folder)
         try:
-            journal = Journal.create(folder, process)
+            journal = Journal.create(folder, process, totals_of=books.totals_of)
         except OSError as error:
             raise StateRefused(
                 f"cannot make a journal in {folder}: {error.strerror or error}; "
                 "give the daemon a folder that it may write to (state.url)"
             ) from error
-    books = Books(store, journal, process, boot_clock, wall_clock)
     ledger = Ledger(books, wall_clock)
     try:
-        await books.start()
+        await books.start(journal)
     except StateUnavailable as error:
         if journal is not None:
             journal.close(delete=True)
@@ -65,15 +66,15 @@ async def open_ledger(
     return ledger, books
 
 
-async def book_the_dead(store: LedgerStore, folder: Path) -> None:
-    """Take what dead processes journalled into the books."""
+async def book_the_dead(store: LedgerStore, folder: Path) -> bool:
+    """Take what dead processes journalled into the books; False where the store does not answer."""
     found = await asyncio.to_thread(lambda: list(recover(folder)))
     for one in found:
         try:
             await store.end(one.process, one.rows)
         except StateUnavailable as error:
             _log.error("a journal waits for the store to answer: %s", error.message)
-            return
+            return False
         one.discard()
         doubt = sum(totals.in_doubt for totals in one.rows.values())
         _log.warning(
@@ -82,14 +83,17 @@ async def book_the_dead(store: LedgerStore, folder: Path) -> None:
             one.open_holds,
             doubt / 1e9,
         )
+    return True
 
 
 async def _look_after(ledger: Ledger, store: LedgerStore, folder: Path | None) -> None:
+    wait_s = _LOOK_EVERY_S
     while True:
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(wait_s)
         ledger.forget_idle(_IDLE_PURSE_S)
         if folder is not None:
             try:
-                await book_the_dead(store, folder)
+                answers = await book_the_dead(store, folder)
+                wait_s = _LOOK_EVERY_S if answers else _AFTER_TROUBLE_S
             except OSError as error:
                 _log.error("the journals in %s cannot be looked at: %s", folder, error)

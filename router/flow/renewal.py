@@ -52,13 +52,12 @@ class Books:
     def __init__(
         self,
         store: LedgerStore,
-        journal: Journal | None,
         process: str,
         boot_clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._journal = journal
+        self._journal: Journal | None = None
         self._wall_clock = wall_clock
         self.process = process
         self.boot_s = boot_clock
@@ -110,6 +109,11 @@ class Books:
             lease.low = 0
             self._due[lease.account] = lease
             self._wake.set()
+
+    def totals_of(self, key: RowKey) -> Totals | None:
+        """What is counted in a row so far; None: nothing."""
+        row = self._rows.get(key)
+        return row.totals() if row is not None and any(row.amounts()) else None
 
     def opened(self, hold: int, row: Row, nanousd: int, tokens: int) -> None:
         """Raises StateUnavailable where the journal takes no more: then nothing may be held."""
@@ -184,8 +188,9 @@ class Books:
                 await self._sync()
                 heard_at = self.boot_s()
 
-    async def start(self) -> None:
+    async def start(self, journal: Journal | None) -> None:
         """The first exchange, which makes this process known. Raises StateUnavailable."""
+        self._journal = journal
         await self._sync()
         if self.trouble:
             raise StateUnavailable(self.trouble)

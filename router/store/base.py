@@ -69,13 +69,16 @@ class Totals(NamedTuple):
 
 class Sync(NamedTuple):
     """The answer to one exchange. `lease_s`: for how long the process may go on without another,
-    counted from before it asked. `version` grows with every change of a key.
+    counted from before it asked. `version` grows with every change of a key. `is_behind`: the
+    engine forgot something that this process had said (a failover), so that it should say all of
+    its rows and leases again.
     """
 
     grants: list[Grant]
     live: int
     lease_s: float
     version: int
+    is_behind: bool = False
 
 
 class UsageLine(NamedTuple):
@@ -190,7 +193,8 @@ class KeyStore(Protocol):
         ...
 
     async def changed_keys(self, since: int) -> tuple[int, list[KeyRecord]]:
-        """The version now, and the records that changed after that version."""
+        """The version now, and the records that changed after that version, oldest first. At most
+        a batch: then the version is the last one's, and is below `Sync.version`."""
         ...
 
     async def forget_expired(self, now: float) -> int:

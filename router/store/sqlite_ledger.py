@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from router.core.accounts import USD_METERS, Account, Meter
+from router.core.accounts import Account, Meter
 from router.core.leases import Ask, Grant, Row, grant
 from router.errors import StateUnavailable
 from router.store import terms
@@ -113,22 +113,15 @@ class SqliteLedger:
 
     async def silent(self) -> Mapping[str, int]:
         def work(database: sqlite3.Connection) -> dict[str, int]:
-            found: dict[str, int] = {}
+            lines: list[tuple[str, str, str, int]] = []
             for process in self._silent(database):
-                # One hold stands in several accounts of a key: the largest sum says it once.
-                in_hand: dict[tuple[str, str], int] = {}
-                for owner, parent, meter, amount in database.execute(
-                    "SELECT owner, parent, meter, granted - spent FROM leases "
-                    "LEFT JOIN keys ON name = owner WHERE process = ? AND granted > spent",
+                lines += database.execute(
+                    "SELECT process, coalesce(nullif(parent, ''), owner), meter, granted - spent "
+                    "FROM leases LEFT JOIN keys ON name = owner "
+                    "WHERE process = ? AND granted > spent",
                     (process,),
-                ):
-                    if meter in USD_METERS:
-                        place = (parent or owner, meter)
-                        in_hand[place] = in_hand.get(place, 0) + amount
-                for key in {key for key, _ in in_hand}:
-                    most = max(amount for (owner, _), amount in in_hand.items() if owner == key)
-                    found[key] = found.get(key, 0) + most
-            return found
+                )
+            return terms.in_hands(lines)
 
         return await self._file.run(work, writes=False)
 
@@ -244,12 +237,7 @@ def _uncount(database: sqlite3.Connection, account: Account, amount: int) -> Non
 
 def _grant(database: sqlite3.Connection, process: str, ask: Ask, live: set[str]) -> Grant:
     account = ask.account
-    ask = ask._replace(
-        limit=terms.within(ask.limit),
-        spent=terms.within(ask.spent),
-        floor=terms.within(ask.floor),
-        need=terms.within(ask.need),
-    )
+    ask = terms.bounded(ask)
     mine = Row()
     granted = settled = 0
     for other, *lease in database.execute(_FIND_LEASES, account):

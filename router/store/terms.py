@@ -6,13 +6,14 @@ Pure but for `alive_s`. Nothing here knows an engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
 import orjson
 
-from router.core.accounts import Account, Meter, window_end, window_start
+from router.core.accounts import USD_METERS, Account, Meter, window_end, window_start
+from router.core.leases import Ask
 from router.store.base import AMOUNT_MAX, KeptAnswer, KeyRecord, RowKey, Totals
 
 # How long a process may go on without the store. Longer than a failover or a restart of the store
@@ -93,8 +94,34 @@ def forgotten_at(account: Account) -> int:
     return end + (_MINUTE_KEPT_S if account.meter in _MINUTES else _WINDOW_KEPT_S)
 
 
+def in_hands(lines: Iterable[tuple[str, str, str, int]]) -> dict[str, int]:
+    """By key, from lines of process, key, meter and amount. One hold stands in several accounts of
+    a key: the largest sum of a process says it once."""
+    sums: dict[tuple[str, str, str], int] = {}
+    for process, key, meter, amount in lines:
+        if meter in USD_METERS:
+            place = (process, key, meter)
+            sums[place] = sums.get(place, 0) + amount
+    most: dict[tuple[str, str], int] = {}
+    for (process, key, _), amount in sums.items():
+        most[process, key] = max(amount, most.get((process, key), 0))
+    found: dict[str, int] = {}
+    for (_, key), amount in most.items():
+        found[key] = found.get(key, 0) + amount
+    return found
+
+
 def within(amount: int) -> int:
     return max(0, min(amount, AMOUNT_MAX))
+
+
+def bounded(ask: Ask) -> Ask:
+    return ask._replace(
+        limit=within(ask.limit),
+        spent=within(ask.spent),
+        floor=within(ask.floor),
+        need=within(ask.need),
+    )
 
 
 def check_group(group: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import QuotaUsedUp, RateLimited, RouterError, StateUnavailable, TooLarge
@@ -56,10 +56,10 @@ async def desk(store: Store | None = None, name: str = "p") -> AsyncIterator[Des
     own = store is None
     if store is None:
         store = await SqliteStore.open(None, wall_s=lambda: now[0], alive_s=lambda: boot[0])
-    books = Books(store, None, name, lambda: boot[0], lambda: now[0])
+    books = Books(store, name, lambda: boot[0], lambda: now[0])
     ledger = Ledger(books, lambda: now[0])
     tasks = Tasks()
-    await books.start()
+    await books.start(None)
     tasks.spawn(books.run(), "books")
     try:
         yield Desk(store, ledger, books, now, boot)
@@ -252,6 +252,7 @@ async def test_a_purse_that_idles_is_forgotten_and_its_budget_is_not() -> None:
             await d.hold(await d.admit(limited), 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=60))
 def test_whatever_the_order_no_hold_passes_the_limit_and_nothing_stays_held(
     steps: list[tuple[int, int]],
