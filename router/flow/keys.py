@@ -319,8 +319,8 @@ class KeyBook:
     async def _take_changes(self) -> None:
         since = _NOTHING_SINCE if self._version is None else self._version
         version, records = await self._store.changed_keys(since)
-        if self._version is not None and version < self._version:
-            # Other books than before: nothing that the old ones said holds.
+        if self._version is None or version < self._version:
+            # The first look, or other books than before: what is known may have changed since.
             self._forget_all()
         while version != self._version:
             self._changes += 1
