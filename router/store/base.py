@@ -184,8 +184,9 @@ class KeyStore(Protocol):
     async def get_key(self, name: str) -> KeyRecord | None: ...
 
     async def put_key(self, record: KeyRecord, *, is_new: bool) -> bool:
-        """Write it whole. False, and nothing is changed, where `is_new` and the name is taken, or
-        where the one there is revoked and this one is not: revoked is for good."""
+        """Write it whole. False, and nothing is changed, where `is_new` and the name is taken (by
+        another record than this), or where the one there is revoked and this one is not: revoked is
+        for good."""
         ...
 
     async def list_keys(self, *, after: str, limit: int, sessions: bool) -> list[KeyRecord]:

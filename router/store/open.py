@@ -1,42 +1,39 @@
-"""Where the state is: an engine and its place, by the address in [state] `url`.
-
-Left out it is `state.db` in `$STATE_DIRECTORY` (systemd's), else in `$XDG_STATE_HOME/rungway`, else
-in `~/.local/state/rungway`.
-"""
+"""Which engine a `[state] url` names. The configuration has filled in the default place by then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
 from pathlib import Path
+from urllib.parse import unquote
 
 from router.store.base import StateRefused, Store
 from router.store.sqlite import SqliteStore
 
-_SQLITE = "sqlite://"
-_MEMORY = "memory://"
+_SERVER_SCHEMES = frozenset({"valkey", "valkeys", "redis", "rediss"})
 
 
-async def open_store(url: str, environ: Mapping[str, str]) -> tuple[Store, Path | None]:
-    """The store, and the folder for journals; None: nothing is to outlive the process.
-
-    Raises StateRefused.
+async def open_store(
+    url: str, *, username: str | None = None, password: str | None = None
+) -> Store:
+    """Open `sqlite:///path`, `valkey://host:port/db` (valkeys:// over TLS; redis:// and rediss://
+    are the same), or `memory://`. Raises StateRefused.
     """
-    if url == _MEMORY:
-        return await SqliteStore.open(None), None
-    if url.startswith(_SQLITE):
-        path = Path(url.removeprefix(_SQLITE))
-        return await SqliteStore.open(path), path.parent
-    if url:
-        raise StateRefused(f"no state can be kept at {url.partition('://')[0]}://")
-    folder = state_folder(environ)
-    return await SqliteStore.open(folder / "state.db"), folder
-
-
-def state_folder(environ: Mapping[str, str]) -> Path:
-    """The folder of this host's own state."""
-    if given := environ.get("STATE_DIRECTORY", "").split(":")[0]:
-        return Path(given)
-    home = environ.get("XDG_STATE_HOME", "")
-    if Path(home).is_absolute():
-        return Path(home) / "rungway"
-    return Path(environ.get("HOME") or Path.home()) / ".local" / "state" / "rungway"
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory":
+        return await SqliteStore.open(None)
+    if scheme == "sqlite":
+        return await SqliteStore.open(Path(unquote(rest)))
+    if scheme in _SERVER_SCHEMES:
+        try:
+            # An extra, and slow to import.
+            engine = importlib.import_module("router.store.valkey")
+        except ModuleNotFoundError as error:
+            raise StateRefused(
+                f"the state at {scheme}:// needs the package valkey: pip install 'rungway[valkey]'"
+            ) from error
+        store: Store = await engine.ValkeyStore.open(url, username=username, password=password)
+        return store
+    raise StateRefused(
+        f"the state's address {scheme}:// is of no kind that is known: it must be sqlite:///path, "
+        "valkey://host:6379/0 or memory://"
+    )

@@ -33,8 +33,9 @@ class SqliteKeys:
     async def put_key(self, record: KeyRecord, *, is_new: bool) -> bool:
         def work(database: sqlite3.Connection) -> bool:
             present = _one(database, "SELECT record FROM keys WHERE name = ?", record.name)
-            is_revoked = present is not None and present.revoked_at is not None
-            if (is_new and present) or (is_revoked and record.revoked_at is None):
+            if present is not None and is_new:
+                return present == record
+            if present is not None and present.revoked_at and record.revoked_at is None:
                 return False
             [version] = database.execute(
                 "UPDATE meta SET value = value + 1 WHERE name = 'key_version' RETURNING value"
