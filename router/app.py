@@ -9,7 +9,9 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from router.api.guard import Guard
 from router.api.service import DecodeTokens, ServerLimits, Service, Shared
@@ -22,8 +24,9 @@ from router.backends.tei import TeiBackend
 from router.backends.tgi import TgiBackend
 from router.config import schema
 from router.config.addresses import is_loopback
+from router.config.checks import state_folder
 from router.config.model import Config
-from router.config.secrets import Credential
+from router.config.secrets import Credential, read_secret
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
 from router.flow.board import Board
@@ -36,10 +39,9 @@ from router.flow.tasks import Tasks
 from router.hub.spaces import Spaces
 from router.store.open import open_store
 from router.transport.http import HttpClient
-from router.types import Key
+from router.types import Key, KeyLimits, nanousd_of
 
 _HUB_URL = "https://huggingface.co"
-_OPEN_KEY = Key("open", admin=True)
 
 Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
 
@@ -48,7 +50,10 @@ async def open_shared(
     config: Config, environ: Mapping[str, str], write_line: Callable[[bytes], None], tasks: Tasks
 ) -> Shared:
     """What outlives every configuration, its state opened. Raises StateRefused."""
-    store, folder = await open_store(config.state.url, environ)
+    state = config.state
+    password = read_secret(state.password, environ) if state.password else None
+    store = await open_store(state.url, username=state.username or None, password=password)
+    folder = _journals(state.url, environ)
     try:
         ledger, books = await open_ledger(store, folder, tasks)
         keys = KeyBook(store, tasks, time.time)
@@ -69,6 +74,14 @@ async def open_shared(
         tasks=tasks,
         clock=time.monotonic,
     )
+
+
+def _journals(url: str, environ: Mapping[str, str]) -> Path | None:
+    """Where this host's journals are: beside its file, else in its own folder; None: nowhere."""
+    scheme, _, place = url.partition("://")
+    if scheme == "memory":
+        return None
+    return Path(unquote(place)).parent if scheme == "sqlite" else Path(state_folder(environ))
 
 
 async def close_shared(shared: Shared) -> None:
@@ -117,11 +130,17 @@ def make_guard(config: Config, keys: KeyBook) -> Guard:
     server = config.server
     return Guard(
         keys=keys,
-        open_key=_OPEN_KEY if server.auth == "open" else None,
+        open_key=_open_key(server) if server.auth == "open" else None,
         checks_host=is_loopback(server.host) or bool(server.allowed_hosts),
         hosts=frozenset(name.lower() for name in server.allowed_hosts),
         origins=frozenset(server.cors_origins),
     )
+
+
+def _open_key(server: schema.Server) -> Key:
+    """The key of everybody in open mode: a page that finds a way in cannot spend without end."""
+    limits = KeyLimits(usd_per_day=nanousd_of(server.open_usd_per_day))
+    return Key("open", admin=True, limits=limits)
 
 
 def make_backend(

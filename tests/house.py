@@ -63,7 +63,7 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
     lines: list[Any] = []
     tasks = Tasks()
     config = parse(config_text, "test.toml", environ)
-    if not config.state.url:
+    if "[state]" not in config_text:
         config = replace(config, state=State(url="memory://"))
     shared = await open_shared(
         config, environ, lambda line: lines.append(orjson.loads(line)), tasks

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from router.api.limits import rate_headers
 from router.api.reply import SERVER_NAME
 from router.api.service import Service, Shared
 from router.core import jsontext
@@ -74,13 +75,18 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """The headers of every answer to this request."""
-        return {
+        headers = {
             "x-request-id": self.id,
             "openai-processing-ms": str(int(self.elapsed_s() * 1000)),
             "x-rungway-cache": "bypass",
             "Server": SERVER_NAME,
             **self._cors,
         }
+        limits = self.key.limits
+        if limits.requests_per_minute is not None or limits.tokens_per_minute is not None:
+            ledger = self.shared.ledger
+            headers.update(rate_headers(ledger.purse(self.key), ledger.now_s()))
+        return headers
 
     async def read_json(self, *, may_be_empty: bool = False) -> Any:
         """The body as JSON, within the limits of size and time; {} of an empty one that may be so.

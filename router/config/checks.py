@@ -74,7 +74,7 @@ def check_state(
     """The state with its default place filled in."""
     path: Path = ("state", "url")
     if not state.url:
-        return schema.State(url=f"sqlite://{_state_folder(environ)}/state.db")
+        return schema.State(url=f"sqlite://{state_folder(environ)}/state.db")
     url, _, rest = state.url.partition("://")
     if state.url == "memory://":
         if workers > 1:
@@ -93,7 +93,7 @@ def check_state(
     return state
 
 
-def _state_folder(environ: Mapping[str, str]) -> str:
+def state_folder(environ: Mapping[str, str]) -> str:
     # systemd gives several directories separated by colons; the first is ours.
     given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:

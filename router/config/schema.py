@@ -120,13 +120,19 @@ class Server(Section, frozen=True, kw_only=True):
     default_ladder: Annotated[str, Meta(max_length=128)] = ""
     cors_origins: tuple[Text, ...] = ()
     allowed_hosts: tuple[Host, ...] = ()
+    open_usd_per_day: Usd = 1.0
     public_ops: bool = False
 
 
 class State(Section, frozen=True, kw_only=True):
-    """[state]: where what must outlive the process is kept. "" is the default place."""
+    """[state]: where what must outlive the process is kept. "" is the default place.
+
+    `username` and `password` are a Valkey's; the password is given by reference.
+    """
 
     url: Annotated[str, Meta(max_length=4096)] = ""
+    username: Annotated[str, Meta(max_length=256)] = ""
+    password: Token | None = None
 
 
 class Cache(Section, frozen=True, kw_only=True):

@@ -59,11 +59,11 @@ class Hold:
 
 
 class Ledger:
-    """One process's accounts. `clock` gives unix seconds: windows are UTC."""
+    """One process's accounts. `now_s` gives unix seconds: windows are UTC."""
 
     def __init__(self, books: Books, clock: Callable[[], float]) -> None:
         self._books = books
-        self._clock = clock
+        self.now_s = clock
         self._ids = count(1)
         self._purses: dict[tuple[str, str], Purse] = {}
         self.open: dict[int, Hold] = {}
@@ -216,7 +216,7 @@ class Ledger:
         """The key's purse, with the leases of the windows that are open now."""
         owner = (key.name, key.session)
         purse = self._purses.get(owner)
-        now_s = self._clock()
+        now_s = self.now_s()
         if purse is None:
             purse = self._purses[owner] = Purse(key)
             purse.open(key, now_s, self._books.lease)
@@ -235,7 +235,7 @@ class Ledger:
 
     def forget_idle(self, idle_s: float) -> None:
         """Drop the purses that nobody used for so long: they are made again at the next call."""
-        horizon = self._clock() - idle_s
+        horizon = self.now_s() - idle_s
         for owner, purse in list(self._purses.items()):
             if not purse.in_flight and purse.used_at < horizon:
                 del self._purses[owner]
@@ -327,7 +327,7 @@ class Ledger:
             else (f"the key {key.name!r}")
         )
         end = accounts.window_end(meter, start)
-        opens_s = None if end is None else max(1.0, end - self._clock())
+        opens_s = None if end is None else max(1.0, end - self.now_s())
         limit = _amount(meter, lease.limit)
         if meter is Meter.CONCURRENT:
             return RateLimited(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from router.backends.base import Backend, ChatAttempt, EmbedAttempt
+from router.backends.base import Backend, ChatAttempt, EmbedAttempt, State
 from router.core import ladder
 from router.core.embeddings import estimate_tokens
 from router.core.ladder import Step, Unaffordable
@@ -416,7 +416,12 @@ class Pipeline:
         """Why the key cannot pay for this rung, as far as is known before anything is held."""
         key = call.key
         if price is None and not key.allow_unpriced and _has_money_limit(key):
-            words = "its price is unknown and the key has a money limit (allow_unpriced)"
+            if self._board.probe_of(rung.backend).state is State.UNKNOWN:
+                return Unaffordable("its price was not asked for yet", "state", 1.0)
+            words = (
+                "its price is unknown, and the key has a money limit: give the rung its "
+                "usd_per_mtok, or the key allow_unpriced"
+            )
             return Unaffordable(words, "unpriced")
         if isinstance(call, ChatCall):
             tokens = call.needs.prompt_tokens_min
