@@ -114,6 +114,14 @@ def test_what_is_old_goes_before_what_is_cheap(cache: ByteCache[bytes]) -> None:
     assert list(cache._live) == ["group 0"], "a group without entries is forgotten"
 
 
+def test_what_is_old_makes_room_before_anything_good() -> None:
+    cache: ByteCache[bytes] = ByteCache(80 * (100 + ENTRY_BYTES), 60.0)
+    for number in range(80):
+        put(cache, b"%032d" % number)
+    put(cache, NAMES[0], size=8 * (100 + ENTRY_BYTES), made_s=60.0, now_s=60.0)
+    assert (cache.counts.evictions, cache.counts.expired) == (0, 8)
+
+
 def test_removed_and_cleared(cache: ByteCache[bytes]) -> None:
     for at in range(3):
         put(cache, NAMES[at])
