@@ -176,29 +176,40 @@ class KeyBook:
         before = self._changes
         try:
             async with asyncio.timeout(_ASK_S), self._places:
-                found = await self._ask(digest)
-        except TimeoutError:
+                record, parent = await self._ask(digest)
+        except (StateUnavailable, TimeoutError):
+            # Its own words name files and hosts, which a stranger need not know.
             return _silence()
+        try:
+            found = self._understood(digest, record, parent)
         except StateUnavailable as error:
             return error
         if before == self._changes:
             self._remember(digest, found)
         return found
 
-    async def _ask(self, digest: bytes) -> Entry | None:
+    async def _ask(self, digest: bytes) -> tuple[KeyRecord | None, KeyRecord | None]:
+        """The record of a digest, and of a session what ends it or its key's."""
         record = await self._store.find_key(digest.hex())
+        if record is None or not record.parent:
+            return record, None
+        in_file = self.file_key(record.parent)
+        if in_file is not None:
+            # The tombstone of its secret may be of another name.
+            tombstone = await self._store.find_key(in_file[0].hex())
+            if tombstone is not None and tombstone.revoked_at is not None:
+                return record, tombstone
+        return record, await self._store.get_key(record.parent)
+
+    def _understood(
+        self, digest: bytes, record: KeyRecord | None, parent: KeyRecord | None
+    ) -> Entry | None:
         if digest in self._of_file:
             return self._file_entry(digest, record)
         if record is None:
             return None
         if record.revoked_at is not None or not record.parent:
             return _entry(digest, record)
-        parent = await self._store.get_key(record.parent)
-        in_file = self.file_key(record.parent)
-        if in_file is not None:
-            tombstone = await self._store.find_key(in_file[0].hex())
-            if tombstone is not None and tombstone.revoked_at is not None:
-                return _orphan(digest, record)
         return self._session_entry(digest, record, parent)
 
     def _file_entry(self, digest: bytes, record: KeyRecord | None) -> Entry:
@@ -210,9 +221,11 @@ class KeyBook:
         """A session has its parent's rights as they are now, and ends with it."""
         in_file = self.file_key(record.parent)
         revoked_at = None if parent is None else parent.revoked_at
-        # Behind a tombstone the file may have another secret under the name, with new sessions.
-        if revoked_at is not None and (in_file is None or record.created_at <= revoked_at):
-            return _orphan(digest, record)
+        if parent is not None and revoked_at is not None:
+            # Behind a tombstone the file may have another secret, with sessions of its own.
+            is_later = in_file is not None and in_file[0].hex() not in parent.digests
+            if not is_later or record.created_at <= revoked_at:
+                return _orphan(digest, record)
         if in_file is not None:
             key = in_file[1]
         elif parent is not None:
