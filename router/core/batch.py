@@ -98,6 +98,11 @@ class Queue(Generic[Caller]):
         item.wants.append((caller, index))
         return item
 
+    def waiting_of(self, key_name: str) -> int:
+        """How many of what waits are this key's."""
+        row = self._rows.get(key_name)
+        return 0 if row is None else len(row.items)
+
     def take(
         self, limits: Limits, room: int, is_suspect: Callable[[Hashable], bool]
     ) -> list[Item[Caller]]:
@@ -215,5 +220,8 @@ def shares_of(total: int, items: Sequence[Item[Caller]]) -> Iterator[tuple[Calle
     parts where several want the same one."""
     parts = split_exactly(total, [item.tokens for item in items])
     for item, part in zip(items, parts, strict=True):
+        if len(item.wants) == 1:
+            yield item.wants[0][0], part
+            continue
         shares = split_exactly(part, [1] * len(item.wants))
         yield from zip((caller for caller, _ in item.wants), shares, strict=True)

@@ -164,8 +164,7 @@ class Batcher:
         if lane is None:
             lane = self._lanes[lane_key] = _Lane(lane_key, limits, cost)
         lane.limits, lane.cost = limits, cost
-        if lane.queue.waiting and lane.queue.waiting + len(inputs) > self._waiting_max:
-            raise UpstreamBusy(f"{self._waiting_max} inputs wait for this rung already")
+        self._check_room(lane, key_name, len(inputs))
         self.counts.calls += 1
         self.counts.inputs += len(inputs)
         caller = _Caller(len(inputs), send, tab if tab is not None else Tab())
@@ -186,6 +185,15 @@ class Batcher:
         if len({len(vector) for vector in caller.vectors}) > 1:
             raise UpstreamBroken("the rung answered with vectors of different lengths")
         return Embeddings(caller.vectors, caller.tab.usage)
+
+    def _check_room(self, lane: _Lane, key_name: str, count: int) -> None:
+        """Raises UpstreamBusy. One key may fill half of the lane, so that others find room; and
+        what is alone in its lane may be of any size."""
+        waiting, own = lane.queue.waiting, lane.queue.waiting_of(key_name)
+        if waiting + count > self._waiting_max and waiting:
+            raise UpstreamBusy(f"{waiting} inputs wait for this rung already")
+        if own + count > self._waiting_max // 2 and own:
+            raise UpstreamBusy(f"{own} inputs of this key wait for this rung already")
 
     def _pump(self, lane: _Lane) -> None:
         """Send what may be sent."""
@@ -264,15 +272,18 @@ class Batcher:
         usage = answer.usage
         if not usage.input_tokens and usage.estimated:
             usage = Usage(sum(item.tokens for item in items), estimated=True)
-        before = [lane.prepaid.pop(item, (0, 0)) for item in items]
-        tokens = max(0, usage.input_tokens - sum(paid[0] for paid in before))
-        nanousd = max(0, lane.cost(usage) - sum(paid[1] for paid in before))
+        tokens, nanousd = usage.input_tokens, lane.cost(usage)
+        if lane.prepaid:
+            before = [lane.prepaid.pop(item, (0, 0)) for item in items]
+            tokens = max(0, tokens - sum(paid[0] for paid in before))
+            nanousd = max(0, nanousd - sum(paid[1] for paid in before))
         wanted = [item for item in items if item.wants]
         for caller, share in shares_of(tokens, wanted):
             caller.tab.tokens += share
             caller.tab.estimated |= usage.estimated
-        for caller, share in shares_of(nanousd, wanted):
-            caller.tab.nanousd += share
+        if nanousd:
+            for caller, share in shares_of(nanousd, wanted):
+                caller.tab.nanousd += share
         self._close(lane, batch, items)
         for item, vector in zip(items, answer.vectors, strict=True):
             for caller, index in item.wants:
@@ -295,6 +306,10 @@ class Batcher:
             now_s = self._clock()
             for item in items:
                 self._suspects.mark((lane.key, item.identity), now_s)
+        if len({item.key_name for item in items}) > 1:
+            # What an upstream says of a failure may quote one key's text to another.
+            words = f"a request with inputs of several keys failed ({error.cause})"
+            error.message, error.args = words, (words,)
         self._failed(lane, batch, items, error)
         return []
 

@@ -120,7 +120,8 @@ def test_what_nobody_wants_is_not_sent(rig: Rig) -> None:
     rig.add("one:2", "b")
     for item in items:
         rig.queue.leave(item, "one:1")
-    assert rig.queue.waiting == 1
+    assert rig.queue.waiting == rig.queue.waiting_of("one") == 1
+    assert rig.queue.waiting_of("two") == 0
     assert rig.take() == ["b"]
     rig.queue.leave(items[1], "one:2")
     assert rig.queue.waiting == 0

@@ -305,10 +305,11 @@ async def test_a_bad_input_of_two_callers_is_both_s(house: House) -> None:
 
 
 async def test_other_failures_are_everybody_s(house: House) -> None:
-    house.upstream.bad["bad"] = UpstreamFailed("500")
+    house.upstream.bad["bad"] = UpstreamFailed("500: cannot embed 'bad'")
     calls = await gathered(house, ("a",), ("bad",))
     found = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(one, UpstreamFailed) for one in found)
+    assert "bad" not in repr(found), "one key does not hear another's text"
     assert len(house.upstream.requests) == 3
 
 
@@ -368,11 +369,15 @@ async def test_a_failure_and_a_cancellation_in_one_turn_of_the_loop(house: House
 
 
 async def test_what_waits_is_bounded() -> None:
-    house = House(waiting_max=3)
+    house = House(waiting_max=6)
     calls = [house.call(name) for name in "abcde"]
     await settle()
-    with pytest.raises(UpstreamBusy):
+    with pytest.raises(UpstreamBusy, match="3 inputs of this key"):
         await house.call("f")
+    calls.append(house.call(*"xyz", key="other"))
+    await settle()
+    with pytest.raises(UpstreamBusy, match="6 inputs wait"):
+        await house.call("f", key="third")
     house.upstream.is_open = True
     await house.upstream.let_go(2)
     await asyncio.gather(*calls)
@@ -431,7 +436,7 @@ class Fuzz:
         self.dice = random.Random(seed)
         self.tasks = Tasks()
         self.clock = Clock()
-        self.batcher = Batcher(self.tasks, self.clock, waiting_max=2_000)
+        self.batcher = Batcher(self.tasks, self.clock, waiting_max=600)
         self.known: dict[tuple[str, str], bytes] = {}
         self.in_flight = 0
         self.reported = 0
