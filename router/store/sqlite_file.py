@@ -39,7 +39,7 @@ _WORDS = {
     sqlite3.SQLITE_BUSY: "another process holds its lock for too long",
     sqlite3.SQLITE_LOCKED: "another process holds its lock for too long",
     sqlite3.SQLITE_FULL: "there is no space left for it; make room on its disk",
-    sqlite3.SQLITE_READONLY: "it cannot be written; check its mode, its owner and its file system",
+    sqlite3.SQLITE_READONLY: "it or its folder cannot be written; check their modes and owners",
     sqlite3.SQLITE_IOERR: "reading or writing it failed; check its disk",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check its folder's mode and owner",
     sqlite3.SQLITE_CORRUPT: "it is damaged; stop the daemon and restore it from a backup",

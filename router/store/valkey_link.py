@@ -34,15 +34,19 @@ _VERSION_MIN = (6, 2)
 # All others throw keys away where memory is short; the volatile ones too: accounts have an end.
 _KEEPING = "noeviction"
 
+# The client takes the first word of some errors away and makes a kind of them.
+_KINDS: dict[type[Exception], str] = {
+    faults.OutOfMemoryError: "it has no memory left (maxmemory); give it more",
+    faults.ReadOnlyError: "it is a replica; name the primary in [state] url",
+    faults.BusyLoadingError: "it is still loading its data",
+    faults.NoPermissionError: "its user may not do what the state needs: ~{rungway}:* +@all",
+    faults.AuthenticationError: "it asks for a password, or refuses the user or the one given",
+    faults.TimeoutError: f"it did not answer in {_CALL_S:g} s",
+    TimeoutError: f"it did not answer in {_CALL_S:g} s",
+}
 _WORDS = {
-    "OOM": "it has no memory left (maxmemory); give it more",
-    "READONLY": "it is a replica; name the primary in [state] url",
     "MISCONF": "it cannot write its snapshot; see its log",
-    "LOADING": "it is still loading its data",
     "BUSY": "a script of somebody else keeps it busy",
-    "NOAUTH": "it asks for a password",
-    "WRONGPASS": "it refuses the user or the password",
-    "NOPERM": "the user may not run what the state needs: its ACL takes ~{rungway}:* and +@all",
     "MOVED": "it is a cluster, and another node has the slot of {rungway}; name that one",
 }
 _log = logging.getLogger(__name__)
@@ -209,7 +213,8 @@ def _without_secrets(url: str) -> str:
 
 
 def _in_words(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower():
-        return f"it did not answer in {_CALL_S:g} s"
+    for kind, words in _KINDS.items():
+        if isinstance(error, kind):
+            return words
     text = str(error)
     return _WORDS.get(text.partition(" ")[0], text or type(error).__name__)

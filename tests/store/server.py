@@ -48,6 +48,11 @@ class ValkeyServer:
         with self.client() as client:
             return client.execute_command(*words)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
