@@ -114,7 +114,7 @@ class ChunkWatch:
             if not finished:
                 reason = cut or ("tool_calls" if index in self._called_tools else "stop")
                 choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
-                self._finished[index] = True
+                self._finished[index] = cut is None
                 payloads.append(self._written({**_head(self._last), "choices": [choice]}))
         return payloads
 

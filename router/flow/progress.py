@@ -106,8 +106,7 @@ class Progress:
             if isinstance(self._kept, Answer):
                 await sink.send_answer(self._kept, self._kept_from)
             else:
-                await sink.write(self._kept, self._kept_from)
-                await sink.end()
+                await sink.end(self._kept, self._kept_from)
             record.rung, record.status = self._kept_from.rung, 200
             return True
         if self._broken is None:
@@ -115,10 +114,10 @@ class Progress:
         if sink.is_committed and given is not None and given.why_not() is None and given.is_spent:
             wants_usage = isinstance(self._call, ChatCall) and self._call.wants_usage
             payloads = rescue.closing(given, self.spent if wants_usage else None)
-            frames = b"".join(sse.frame(payload) for payload in payloads) + sse.DONE_FRAME
+            frames = b"".join(sse.frame(payload) for payload in payloads)
             last = record.attempts[-1].rung
-            await sink.write(frames, Provenance(last, len(record.attempts)))
-            await sink.end()
+            cost = record.admission.charged if record.admission is not None else None
+            await sink.end(frames, Provenance(last, len(record.attempts), cost_nanousd=cost))
             record.rung, record.status = last, 200
             return True
         if sink.is_committed or not self._broken.moves_on:

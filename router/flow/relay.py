@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
 from router.core import escalate, rescue, sse
-from router.core.accounts import shown_usd
 from router.core.chunks import ChunkWatch
 from router.core.embeddings import fit
 from router.core.rescue import Given
@@ -83,7 +82,7 @@ async def stream(
     try:
         await _pass_on(backend, attempt, outlet, record, since_start_s, relay, progress)
         relay.learn()
-        await outlet.finish(relay.finish())
+        await outlet.finish(relay.finish(), relay.nanousd())
     finally:
         charge.used(relay.own_usage())
         progress.spent = relay.usage()
@@ -120,8 +119,9 @@ async def _pass_on(
                         patience.wait("idle", min(grace_s, limits.idle_s))
                     if relay.error is not None:
                         raise relay.error
-                    if relay.is_due and not await relay.keep_ahead():
-                        break
+                    while relay.is_due and not await relay.keep_ahead():
+                        if not await outlet.cut(relay.finish(), relay.nanousd()):
+                            return
             finally:
                 opened.close()
     except UpstreamError:
@@ -153,15 +153,20 @@ class _Outlet:
         else:
             await self.sink.write(frames, self._provenance)
 
-    async def finish(self, frames: bytes) -> None:
+    async def finish(self, frames: bytes, nanousd: int) -> None:
         """The last frames of a good end. Raises Escalated where a better answer is asked for."""
         if self._is_keeping:
             self._keep(frames)
             frames = b"".join(self._kept)
             if self._ladder.escalate_on:
                 _judge(self._attempt, escalate.of_stream(frames), frames)
-        await self.sink.write(frames, self._provenance)
-        await self.sink.end()
+        await self.sink.end(frames, replace(self._provenance, cost_nanousd=nanousd))
+
+    async def cut(self, frames: bytes, nanousd: int) -> bool:
+        """Whether the stream goes on, for somebody else than who paid so far."""
+        if self._is_keeping:
+            return False
+        return await self.sink.cut(frames, replace(self._provenance, cost_nanousd=nanousd))
 
     def _keep(self, frames: bytes) -> None:
         self._kept.append(frames)
@@ -293,8 +298,11 @@ class _Relay:
         frames = [*self._withheld, *(sse.frame(payload) for payload in closing)]
         if self._is_cut:
             frames.append(sse.comment("rungway the key's budget ends here"))
-        cost = shown_usd(self._charge.call_nanousd(self.own_usage()))
-        return b"".join((*frames, sse.comment(f"rungway cost_usd={cost}"), sse.DONE_FRAME))
+        return b"".join(frames)
+
+    def nanousd(self) -> int:
+        """What the call has cost so far."""
+        return self._charge.call_nanousd(self.own_usage())
 
     @property
     def is_due(self) -> bool:
