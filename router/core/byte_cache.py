@@ -108,7 +108,7 @@ class ByteCache(Generic[Value]):
                 found.append(None)
                 continue
             at = row * _FIGURES
-            if figures[at] <= oldest_s or not groups[int(figures[at + _GROUP])].is_live:
+            if figures[at + _MADE] <= oldest_s or not groups[int(figures[at + _GROUP])].is_live:
                 found.append(None)
                 continue
             hits += 1
@@ -194,33 +194,38 @@ class ByteCache(Generic[Value]):
     def _sweep(self, oldest_s: float) -> None:
         for _ in range(min(_SWEPT, len(self._keys))):
             self._hand = (self._hand + 1) % len(self._keys)
-            self._is_over(self._hand, oldest_s)
+            if self._is_over(self._hand, oldest_s):
+                self._discard(self._hand)
 
     def _evict(self, oldest_s: float) -> None:
         """Make room by one entry: one that is of no use any more, else the least worth."""
-        length = len(self._keys)
-        least, least_priority = -1, 0.0
+        length, figures = len(self._keys), self._figures
+        row, least, least_priority = self._hand, -1, 0.0
         for _ in range(_LOOKED_AT):
-            self._hand = row = (self._hand + _STRIDE) % length
+            row = (row + _STRIDE) % length
             if self._is_over(row, oldest_s):
+                self._hand = row
+                self._discard(row)
                 return
-            priority = self._figures[row * _FIGURES + _PRIORITY]
+            priority = figures[row * _FIGURES + _PRIORITY]
             if least < 0 or priority < least_priority:
                 least, least_priority = row, priority
+        self._hand = row
         self._floor = max(self._floor, least_priority)
         self.counts.evictions += 1
         self._remove(least)
 
     def _is_over(self, row: int, oldest_s: float) -> bool:
-        """Whether the entry was of no use any more; then it is gone."""
-        at = row * _FIGURES
-        is_live = self._groups[int(self._figures[at + _GROUP])].is_live
-        if is_live and self._figures[at + _MADE] > oldest_s:
-            return False
-        if is_live:
+        """Whether the entry is of no use any more: too old, or of a dropped group."""
+        at, figures = row * _FIGURES, self._figures
+        return (
+            figures[at + _MADE] <= oldest_s or not self._groups[int(figures[at + _GROUP])].is_live
+        )
+
+    def _discard(self, row: int) -> None:
+        if self._groups[int(self._figures[row * _FIGURES + _GROUP])].is_live:
             self.counts.expired += 1
         self._remove(row)
-        return True
 
     def _remove(self, row: int) -> None:
         """Take the row out, and put the last one in its place: the columns have no holes."""

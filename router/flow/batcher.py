@@ -233,18 +233,16 @@ class Batcher:
                     parts += self._refused(lane, batch, items, error)
                 else:
                     self._answered(lane, batch, items, answer)
-        except asyncio.CancelledError:
-            words = "Rungway is going down and could not wait for these embeddings"
-            self._failed(lane, batch, list(batch.open), Draining(words))
-            raise
         except (RouterError, NotLetIn) as error:
             self._failed(lane, batch, list(batch.open), error)
-        except BaseException as error:
-            self._failed(lane, batch, list(batch.open), error)
-            raise
 
-    def _ended(self, lane: _Lane, batch: _Batch, _: asyncio.Task[None]) -> None:
-        self._close(lane, batch, list(batch.open))
+    def _ended(self, lane: _Lane, batch: _Batch, task: asyncio.Task[None]) -> None:
+        fault: BaseException | None = None
+        if task.cancelled():
+            fault = Draining("Rungway is going down and could not wait for these embeddings")
+        fault = fault or task.exception()
+        if fault is not None:
+            self._failed(lane, batch, list(batch.open), fault)
         lane.batches -= 1
         lane.inputs -= len(batch.items)
         self._pump(lane)

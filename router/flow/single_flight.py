@@ -105,6 +105,8 @@ class Flight(Generic[Payer, Result]):
         """`close` is called once, when nobody more may join."""
         self._close = close
         self._task = tasks.spawn(self._run(work), "shared call")
+        # Not in the task's own finally: cancelled before its first step, it never runs at all.
+        self._task.add_done_callback(self._ended)
 
     def seat(self, payer: Payer) -> Seat[Payer, Result]:
         seat = Seat(self, payer)
@@ -187,16 +189,15 @@ class Flight(Generic[Payer, Result]):
             self.result = await work(self)
         except RouterError as error:
             self.error = error
-        except asyncio.CancelledError:
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
             self.error = Draining("Rungway is going down and could not wait for this answer")
-            raise
-        except BaseException as error:
-            self.error = error
-            raise
-        finally:
-            self.is_over = True
-            self._close()
-            self._wake()
+        elif (fault := task.exception()) is not None:
+            self.error = fault
+        self.is_over = True
+        self._close()
+        self._wake()
 
 
 class Seat(Generic[Payer, Result]):

@@ -415,9 +415,11 @@ async def test_usage_that_is_not_reported_is_estimated(house: House) -> None:
     assert found.usage == Usage(10, 0, estimated=True)
 
 
-async def test_at_the_end_of_the_house_all_hear_of_it(house: House) -> None:
+@pytest.mark.parametrize("steps", [1, 20])
+async def test_at_the_end_of_the_house_all_hear_of_it(house: House, steps: int) -> None:
     call = house.call("a")
-    await settle()
+    for _ in range(steps):
+        await asyncio.sleep(0)
     await house.tasks.aclose()
     with pytest.raises(Draining):
         await call

@@ -232,9 +232,11 @@ async def test_a_fault_of_ours_reaches_all_and_the_log(
     assert "shared call failed" in caplog.text
 
 
-async def test_at_the_end_of_the_house_all_hear_of_it(house: House) -> None:
+@pytest.mark.parametrize("steps", [0, 20])
+async def test_at_the_end_of_the_house_all_hear_of_it(house: House, steps: int) -> None:
     seat = house.board("a")
-    await settle()
+    for _ in range(steps):
+        await asyncio.sleep(0)
     await house.tasks.aclose()
     with pytest.raises(Draining):
         await seat.read()
