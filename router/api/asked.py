@@ -21,6 +21,8 @@ from router.types import Json
 S = TypeVar("S", bound=msgspec.Struct)
 
 _FAULTS_TOLD_MAX = 10
+# Each that is not known is compared with those that are.
+_SETTINGS_MAX = 100
 _NAMES_MAX = 100
 
 
@@ -108,6 +110,8 @@ def _wrong(name: str, wanted: str) -> BadRequest:
 
 def _without_nulls(body: Json) -> Json:
     """TOML has no null, and JSON's means what leaving out means."""
+    if len(body) > _SETTINGS_MAX:
+        raise BadRequest(f"an object has more than {_SETTINGS_MAX} settings", code="invalid_value")
     found: Json = {}
     for name, value in body.items():
         inner: Any = _without_nulls(value) if isinstance(value, dict) else value

@@ -40,6 +40,7 @@ _MEANS_DEFAULT = ("dummy", "tgi")
 _EXAMPLE_DIGEST = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c"
 # What is sent there follows the address by itself.
 _ROUTES = ("/chat/completions", "/completions", "/embeddings", "/v1/models")
+_LADDER_FAULTS_MAX = 20
 _REORDERING = (":cheapest", ":fastest", ":best")
 
 
@@ -402,9 +403,12 @@ def key(
 def check_key_ladders(
     raw: schema.KeySettings, ladders: Mapping[str, object], path: Path, report: Report
 ) -> None:
-    for place, one in enumerate(raw.ladders):
-        if one != "*" and one not in ladders:
-            report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
+    wrong = [
+        (place, one) for place, one in enumerate(raw.ladders) if one != "*" and one not in ladders
+    ]
+    # Each is compared with all there are, and a list of a thousand faults has one cause.
+    for place, one in wrong[:_LADDER_FAULTS_MAX]:
+        report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
 
 
 def key_of(name: str, raw: schema.KeySettings) -> Key:

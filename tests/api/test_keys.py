@@ -136,6 +136,10 @@ async def test_a_key_of_the_file_is_revoked_but_not_rotated() -> None:
         ({"name": "bob", "limits": {"concurrent": 1.5}}, "limits.concurrent: 1.5 is not a whole"),
         ({"name": "bob", "admin": "yes"}, "admin: is text"),
         ({"name": "bob", "tier": "two words"}, "tier: "),
+        ({"name": "bob\n"}, "name: "),
+        ({"name": "bob", "bill_to": "acme\n"}, "bill_to: "),
+        ({"name": "bob", "limits": {str(i): 1 for i in range(101)}}, "more than 100 settings"),
+        ({"name": "bob", "ladders": [str(i) for i in range(1000)]}, "ladders[9]: "),
     ],
 )
 async def test_a_wrong_setting_is_told_by_its_path(body: Any, param: str) -> None:
