@@ -21,9 +21,6 @@ from router.core.leases import Lease
 from router.store.base import RowKey, Totals
 from router.types import Key, KeyLimits
 
-# A session's account has an owner that no key's name can be.
-SESSION_OWNER = "session:"
-
 
 class Row:
     """One line of usage, counted up by this process alone. Money is in nano-dollars."""
@@ -139,7 +136,8 @@ def limits_of(key: Key) -> list[tuple[str, Meter, int]]:
         if limit is not None
     ]
     if key.session and key.session_usd is not None:
-        found.append((SESSION_OWNER + key.session, Meter.USD_TOTAL, key.session_usd))
+        # As the store counts a session's rows (`terms.counted_in`); no key has such a name.
+        found.append((key.session, Meter.USD_TOTAL, key.session_usd))
     return found
 
 
