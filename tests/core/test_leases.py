@@ -144,6 +144,7 @@ class Owner:
 
 processes = some.integers(0, 3)
 amounts = some.integers(0, LIMIT // 4)
+needs = some.sampled_from((0, 0, 1, 50, LIMIT // 4))
 
 
 class Budgets(RuleBasedStateMachine):
@@ -178,7 +179,7 @@ class Budgets(RuleBasedStateMachine):
             return None
         return self.books[window].answer(process, ask, max(1, len(self.owners)))
 
-    @rule(seat=processes, need=amounts, keep=some.booleans(), back=some.integers(0, 1))
+    @rule(seat=processes, need=needs, keep=some.booleans(), back=some.integers(0, 1))
     def exchange(self, seat: int, need: int, keep: bool, back: int) -> None:
         process, owner = self.owner(seat)
         window = max(0, self.window - back)
@@ -190,12 +191,15 @@ class Budgets(RuleBasedStateMachine):
         lease.take(answer)
         self.wire.append((process, window, message))
 
-    @rule(seat=processes, need=amounts, keep=some.booleans())
-    def exchange_in_vain(self, seat: int, need: int, keep: bool) -> None:
-        """It never arrives, or arrives by `come_late`; its answer is lost either way."""
+    @rule(seat=processes, need=needs, keep=some.booleans(), arrives=some.booleans())
+    def exchange_in_vain(self, seat: int, need: int, keep: bool, arrives: bool) -> None:
+        """It arrives now, or late by `come_late`, or never; its answer is lost either way."""
         process, owner = self.owner(seat)
         lease = owner.lease(self.window, self.limit)
-        self.wire.append((process, self.window, owner.ask(lease, need, keep)))
+        message = owner.ask(lease, need, keep)
+        self.wire.append((process, self.window, message))
+        if arrives:
+            self.deliver(*self.wire[-1])
 
     @precondition(lambda self: self.wire)
     @rule(which=some.integers(0, 10**6))
@@ -292,7 +296,7 @@ class Budgets(RuleBasedStateMachine):
 
 
 TestBudgets = Budgets.TestCase
-TestBudgets.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBudgets.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 # --- nearly all of a budget can be used -----------------------------------------------------------
