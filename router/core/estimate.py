@@ -28,8 +28,9 @@ _WEIGHT = 0.2
 # A rung whose answers are so much longer in the bill than in what is seen hides its reasoning.
 _HIDDEN_FACTOR = 2.0
 _HIDDEN_TOKENS = 64
-# What a hold stays ahead of what was received, at least.
-MARGIN_TOKENS = 64
+# What a hold stays ahead of what was received, at least and at most: the fastest rungs make some
+# thousands a second, and one that answered from a cache is no measure.
+MARGIN_TOKENS, MARGIN_TOKENS_MAX = 64, 4_096
 # The most that is produced for a request which sets no limit, on a rung whose context is unknown.
 UNSAID_OUTPUT_TOKENS = 4_096
 _RATE_START = 50.0
@@ -81,7 +82,8 @@ class Estimates:
         if tokens <= 0 or chars <= 0:
             return
         seen = self.output_tokens(chars, chunks)
-        if tokens > seen * _HIDDEN_FACTOR + _HIDDEN_TOKENS:
+        # Few scripts take more than a token a character.
+        if tokens > max(seen * _HIDDEN_FACTOR, chars) + _HIDDEN_TOKENS:
             # What it hid says nothing of what it shows.
             self.hides_reasoning = True
             return
@@ -100,7 +102,7 @@ class Estimates:
     @property
     def margin_tokens(self) -> int:
         """What the rung can produce before a cancel reaches it: a second of its speed."""
-        return max(MARGIN_TOKENS, round(self.tokens_per_s))
+        return min(max(MARGIN_TOKENS, round(self.tokens_per_s)), MARGIN_TOKENS_MAX)
 
 
 def _moved(known: float, seen: float) -> float:
@@ -123,7 +125,7 @@ def terms(
     choices: int,
     holds_all: bool,
     prompt_tokens: int,
-    context: int | None,
+    context_left: int | None,
     price: Price,
     nanousd: int | None,
     tokens: int | None,
@@ -132,22 +134,25 @@ def terms(
     """On what terms to ask a rung, where money (`nanousd`) or `tokens` are limited; None: not.
 
     `holds_all`: nothing is seen before all of it is produced (a whole answer, hidden reasoning),
-    so all that may come is set aside. With nothing left the held tokens are those of one token,
-    which the ledger will refuse with its reason.
+    so all that may come is set aside. `context_left`: the most that the rung's context has room
+    for. With nothing left the held tokens are those of one token, which the ledger will refuse with
+    its reason.
     """
     limits = []
     if nanousd is not None and (bought := affordable(price, nanousd, prompt_tokens)) is not None:
         limits.append(bought // choices)
     if tokens is not None:
         limits.append(max(0, tokens - prompt_tokens) // choices)
-    if not limits:
-        return Terms(None, 0)
+    known = [most for most in (asked, context_left) if most is not None]
+    wanted = max(1, min(known, default=UNSAID_OUTPUT_TOKENS))
+    bound = max(1, min(wanted, *limits)) if limits else wanted
     if asked is not None:
-        wanted = asked
+        sent = bound if bound < asked else None
     else:
-        wanted = UNSAID_OUTPUT_TOKENS if context is None else max(1, context - prompt_tokens)
-    bound = max(1, min(wanted, *limits))
-    # A stream without a limit of the client's may go on as long as its hold can grow.
-    sent = bound if bound < wanted or (asked is None and holds_all) else None
+        # A stream without a limit of the client's may go on as long as its hold can grow.
+        sent = bound if bound < wanted or (limits and holds_all) else None
+    if not limits and asked is None:
+        # Nothing bounds it, and nobody is refused for it: the doubt after a crash is a guess.
+        bound = min(bound, UNSAID_OUTPUT_TOKENS)
     held = bound if holds_all else min(bound, margin_tokens)
     return Terms(sent, held * choices)

@@ -50,12 +50,17 @@ class Charge:
         self._hold: Hold | None = None
         self._prompt_max = 0
         self._choices = 1
+        # What the rung was told to produce at most, of all choices.
+        self._output_max: int | None = None
         self._opened_at = 0.0
         self.usage: Usage | None = None
+        self._share: int | None = None
         # What was charged for it, once it is settled.
         self.nanousd = 0
-        # Output tokens at which the hold must grow; never, where nothing limits it.
+        # Output tokens at which the hold must grow; never, where they cost nothing.
         self._grow_at = math.inf
+        # Why the stream had to end, where it had to.
+        self.cut_reason = ""
 
     async def open(self, context: int | None) -> None:
         """Hold what the attempt may use. Raises QuotaUsedUp, RateLimited or StateUnavailable."""
@@ -83,26 +88,37 @@ class Charge:
         hold, margin = self._hold, self._margin_tokens
         assert hold is not None
         received = self.estimates.output_tokens(chars, chunks)
-        wanted = received + margin
+        wanted, most = received + margin, self._output_max
+        if most is not None and received <= most < wanted:
+            # More can only come of a rung that does not do what it was told.
+            wanted = most
         ledger, prompt = self._ledger, self._prompt_max
         try:
             if not ledger.grow(hold, input_tokens=prompt, output_tokens=wanted):
                 await ledger.grow_from_store(hold, input_tokens=prompt, output_tokens=wanted)
-        except (CallerError, StateUnavailable):
+        except (CallerError, StateUnavailable) as refused:
+            self.cut_reason = refused.message
             return False
-        self._grow_at = wanted - margin / 2
+        self._grow_at = self._next_growth(wanted)
         return True
 
-    def used(self, usage: Usage | None) -> None:
-        """What the attempt has used, as far as is known now."""
+    def used(self, usage: Usage | None, nanousd: int | None = None) -> None:
+        """What the attempt has used, as far as is known now; `nanousd`: its share of the cost of
+        a request that it shared with others."""
         self.usage = usage
+        self._share = nanousd
 
     def received(self, chars: int, chunks: int) -> Usage:
         """An estimate of what came, where the upstream did not say."""
         needs = self.call.needs
+        output_tokens = self.estimates.output_tokens(chars, chunks)
+        most = self._output_max
+        if self.cut_reason and most is not None and output_tokens < most + self._margin_tokens:
+            # Cut at what the rung was told to produce at most: a little more is our mistake.
+            output_tokens = min(output_tokens, most)
         return Usage(
             self.estimates.prompt_tokens(needs.prompt_chars + needs.schema_chars),
-            self.estimates.output_tokens(chars, chunks),
+            output_tokens,
             estimated=True,
         )
 
@@ -112,17 +128,25 @@ class Charge:
         self.estimates.learn_prompt(self.call.needs, usage.input_tokens)
         self.estimates.learn_output(chars, chunks, usage.output_tokens, seconds)
 
+    def nanousd_of(self, usage: Usage) -> int:
+        """What this usage costs here."""
+        return accounts.cost_of(self._price, usage)
+
     def call_nanousd(self, usage: Usage | None) -> int:
         """What the call will have been charged, attempts before included, with this usage."""
         own = accounts.cost_of(self._price, usage) if usage is not None else 0
-        return self._admission.charged + own
+        own = own if self._share is None else self._share
+        admission = self._admission if self._hold is None else self._hold.admission
+        return admission.charged + own
 
     def close(self, error: BaseException | None) -> Usage | None:
         """Settle, exactly once; what was charged for."""
         assert self._hold is not None, "only an open charge is closed"
         if self.usage is None and _is_our_cancel(error):
             self.usage = self._produced()
-        self.nanousd = self._ledger.settle(self._hold, self.usage, answered=error is None)
+        self.nanousd = self._ledger.settle(
+            self._hold, self.usage, answered=error is None, share=self._share
+        )
         return self.usage
 
     @property
@@ -137,19 +161,22 @@ class Charge:
             choices=self._choices,
             holds_all=holds_all,
             prompt_tokens=self._prompt_max,
-            context=context,
+            context_left=None if context is None else context - call.needs.prompt_tokens_min,
             price=self._price,
             nanousd=nanousd,
             tokens=tokens,
             margin_tokens=self._margin_tokens,
         )
         hold = await self._held(found.held_tokens)
+        body = call.body
         if found.output_tokens_max is not None:
-            body, clamped_to = chat_request.clamp(call.body, found.output_tokens_max)
+            body, clamped_to = chat_request.clamp(body, found.output_tokens_max)
             self.call = replace(call, body=body)
             self.clamped_to = clamped_to if clamped_to is not None else self.clamped_to
-        if found.held_tokens and not holds_all:
-            self._grow_at = found.held_tokens - self._margin_tokens / 2
+        most = chat_request.output_limit(body)
+        self._output_max = None if most is None else most * self._choices
+        if self._price != _FREE or tokens is not None:
+            self._grow_at = self._next_growth(found.held_tokens)
         return hold
 
     async def _held(self, output_tokens: int) -> Hold:
@@ -161,6 +188,11 @@ class Charge:
             input_tokens=self._prompt_max,
             output_tokens=output_tokens,
         )
+
+    def _next_growth(self, held: int) -> float:
+        """The output tokens at which to let the hold grow."""
+        most = self._output_max
+        return most + 1 if most is not None and held >= most else held - self._margin_tokens / 2
 
     def _produced(self) -> Usage:
         """An estimate of what an upstream that we cancelled had produced, unseen."""
