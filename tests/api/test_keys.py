@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -234,6 +235,27 @@ async def test_a_session_is_made_used_listed_and_ended() -> None:
         assert (status, ended["revoked_at"] is not None) == (200, True)
         assert await chat(house, session) == 401
         assert await chat(house, "alice-key") == 200
+
+
+async def test_a_sessions_share_holds_over_a_restart(tmp_path: Path) -> None:
+    async with FakeUpstream(GOOD) as up:
+        price = 'model = "org/m"\nusd_per_mtok = { input = 100, output = 100 }\n'
+        state = f'\n[state]\nurl = "sqlite://{tmp_path}/state.db"\n'
+        config = ladder_of(up.url, keys=KEYS).replace('model = "org/m"\n', price) + state
+        async with open_house(config) as house:
+            wanted = {"ttl_s": 600, "usd": 0.006}
+            _, made = await ask(house, "POST", "/router/v1/sessions", wanted, ALICE)
+        answers = []
+        for _ in range(8):
+            async with open_house(config) as house:
+                body = {**HI, "max_tokens": 5}
+                answer = await house.post("/v1/chat/completions", body, bearer(made["key"]))
+                answers.append(answer[0])
+                _, usage = await ask(house, "GET", "/router/v1/usage")
+        assert (answers[0], answers[-1]) == (200, 429)
+        assert 0 < usage["data"][0]["settled_usd"] <= 0.006
+        async with open_house(config) as house:
+            assert await chat(house, "alice-key") == 200
 
 
 async def test_where_no_key_is_asked_for_there_are_no_sessions() -> None:
