@@ -92,8 +92,7 @@ class LedgerStore(Protocol):
     """Budgets and usage. A process is known by an id that no other ever has.
 
     What processes report is absolute: `rows` are their totals ever (of the rows that are named; the
-    others stay as they were), and a smaller number than is known already changes nothing. All of
-    one call happens, or nothing of it.
+    others stay as they were), and a smaller number than is known already changes nothing.
 
     Rows count in their accounts whether there is a limit or not, so that a limit that is new in
     mid-window knows what was spent before: money and tokens of a day and a month by key, money by
@@ -117,7 +116,8 @@ class LedgerStore(Protocol):
         the rest is free again. Of a minute's account, which no row tells of, all that it was
         granted counts as spent; it should give back first. Said of a process that was ended
         already it changes nothing; one that was never heard of (the store was gone all its life)
-        is counted.
+        is counted. A long history is moved in parts: where it raises, some may have happened, and
+        said again it goes on from there.
         """
         ...
 

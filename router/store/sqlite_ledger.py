@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from router.core.accounts import Account, Meter
 from router.core.leases import Ask, Grant, Row, grant
@@ -22,8 +23,9 @@ _FIND_USAGE = f"""SELECT {_TOTALS} FROM usage
 _PUT_USAGE = "INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # The session is of use only while its doubts may have to be taken back from its budget.
 _ARCHIVE = f"""INSERT INTO usage
-  SELECT '', day, key, CASE WHEN in_doubt > 0 THEN session ELSE '' END AS kept, ladder, rung,
-    {_SUMS} FROM usage WHERE process = ? GROUP BY day, key, kept, ladder, rung
+  SELECT '', day, key, CASE WHEN in_doubt > 0 THEN session ELSE '' END, ladder, rung, {_TOTALS}
+    FROM usage
+    WHERE process = ? AND day = ? AND key = ? AND session = ? AND ladder = ? AND rung = ?
   ON CONFLICT DO UPDATE SET {", ".join(f"{n} = {n} + excluded.{n}" for n in Totals._fields)}"""
 _COUNT = """INSERT INTO leases VALUES
   (:owner, :meter, :window, :process, :amount, :amount, :amount, 0, :forgotten_at)
@@ -87,29 +89,28 @@ class SqliteLedger:
         return await self._file.run(work)
 
     async def end(self, process: str, rows: Mapping[RowKey, Totals]) -> None:
-        def work(database: sqlite3.Connection) -> None:
+        """In parts, each a transaction, so that a process with a long history locks nobody out."""
+        reports = list(rows.items())
+        batches = list(range(0, len(reports), terms.END_BATCH)) or [0]
+
+        def report(database: sqlite3.Connection, start: int) -> None:
             known = _find_process(database, process)
             if known is not None and known[1] is not None:
                 return
-            database.execute(
-                "INSERT OR REPLACE INTO processes VALUES (?, ?, ?)",
-                (process, self._alive_s(), self._wall_s()),
-            )
-            for key, totals in rows.items():
+            for key, totals in reports[start : start + terms.END_BATCH]:
                 _report(database, process, key, totals)
-            leases = database.execute(
-                "SELECT owner, meter, window, granted, counted FROM leases WHERE process = ?",
-                (process,),
-            ).fetchall()
-            for owner, meter, window, granted, counted in leases:
-                left = terms.left_by(meter, granted, counted)
-                if left:
-                    _count(database, "", Account(owner, Meter(meter), window), left)
-            database.execute("DELETE FROM leases WHERE process = ?", (process,))
-            database.execute(_ARCHIVE, (process,))
-            database.execute("DELETE FROM usage WHERE process = ?", (process,))
+            if start == batches[-1]:
+                # From now on its id is used up, whatever becomes of the rest of this.
+                database.execute(
+                    "INSERT OR REPLACE INTO processes VALUES (?, ?, ?)",
+                    (process, self._alive_s(), self._wall_s()),
+                )
 
-        await self._file.run(work)
+        for start in batches:
+            await self._file.run(partial(report, start=start))
+        for move in (_move_leases, _move_usage):
+            while await self._file.run(partial(move, process=process)):
+                pass
 
     async def silent(self) -> Mapping[str, int]:
         def work(database: sqlite3.Connection) -> dict[str, int]:
@@ -223,6 +224,38 @@ def _count(database: sqlite3.Connection, process: str, account: Account, amount:
             "forgotten_at": terms.forgotten_at(account),
         },
     )
+
+
+def _move_leases(database: sqlite3.Connection, process: str) -> int:
+    """Leave what an ended process spent to the process ""; how many leases there were."""
+    leases = database.execute(
+        "SELECT owner, meter, window, granted, counted FROM leases WHERE process = ? LIMIT ?",
+        (process, terms.END_BATCH),
+    ).fetchall()
+    for owner, meter, window, granted, counted in leases:
+        left = terms.left_by(meter, granted, counted)
+        if left:
+            _count(database, "", Account(owner, Meter(meter), window), left)
+        database.execute(
+            "DELETE FROM leases WHERE owner = ? AND meter = ? AND window = ? AND process = ?",
+            (owner, meter, window, process),
+        )
+    return len(leases)
+
+
+def _move_usage(database: sqlite3.Connection, process: str) -> int:
+    rows = database.execute(
+        "SELECT day, key, session, ladder, rung FROM usage WHERE process = ? LIMIT ?",
+        (process, terms.END_BATCH),
+    ).fetchall()
+    for row in rows:
+        database.execute(_ARCHIVE, (process, *row))
+        database.execute(
+            "DELETE FROM usage WHERE process = ? AND day = ? AND key = ? AND session = ? "
+            "AND ladder = ? AND rung = ?",
+            (process, *row),
+        )
+    return len(rows)
 
 
 def _uncount(database: sqlite3.Connection, account: Account, amount: int) -> None:

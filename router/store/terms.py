@@ -32,6 +32,9 @@ _WINDOW_KEPT_S = 7 * 86_400
 USAGE_KEPT_S = 400 * 86_400
 PRUNE_EVERY_S = 60.0
 PRUNE_ROWS_MAX = 2_000
+# How much of a long message is done at once, before others have their turn.
+END_BATCH = 1_000
+SCRIPT_BATCH = 500
 EXPIRED_KEPT_S = 86_400
 
 CHANGED_KEYS_MAX = 1_000

@@ -23,6 +23,7 @@ from router.store.valkey_link import PREFIX, ValkeyLink
 _ENTRY_BYTES = 128
 _DROP_ENTRIES = 1_000
 _USAGE_BATCH = 500
+_SCAN_BATCH = 2_000
 _USAGE_TRIES = 3
 _DAY_S = 86_400
 
@@ -79,10 +80,29 @@ class ValkeyStore:
     # --- budgets and usage ----------------------------------------------------------------------
 
     async def sync(self, process: str, asks: Sequence[Ask], rows: Mapping[RowKey, Totals]) -> Sync:
-        asks = [terms.bounded(ask) for ask in asks]
+        """In parts where it is long: while a script runs, no other host is answered."""
+        reports = [_row(key, totals) for key, totals in rows.items()]
+        size = terms.SCRIPT_BATCH
+        answers = []
+        # Rows first: an account knows then what its process spent before it asks.
+        for start in range(0, max(1, len(reports)), size):
+            is_last = start + size >= len(reports)
+            some = asks[:size] if is_last else ()
+            answers.append(await self._exchange(process, some, reports[start : start + size]))
+        for start in range(size, len(asks), size):
+            answers.append(await self._exchange(process, asks[start : start + size], []))
+        return answers[-1]._replace(
+            grants=[grant for answer in answers for grant in answer.grants],
+            is_behind=any(answer.is_behind for answer in answers),
+        )
+
+    async def _exchange(
+        self, process: str, asks: Sequence[Ask], reports: Sequence[list[Any]]
+    ) -> Sync:
         turn = self._turns.get(process, 0) + 1
         self._turns[process] = turn
         answered = self._answered.get(process, 0)
+        asks = [terms.bounded(ask) for ask in asks]
         try:
             found = await self._link.run(
                 valkey_scripts.SYNC,
@@ -90,7 +110,7 @@ class ValkeyStore:
                     "process": process,
                     "lease_s": self._lease_s,
                     "turn": turn,
-                    "rows": [_row(key, totals) for key, totals in rows.items()],
+                    "rows": reports,
                     "asks": [_ask(ask) for ask in asks],
                 },
             )
@@ -109,14 +129,16 @@ class ValkeyStore:
         return Sync(grants, live, self._lease_s, version, is_behind=said < answered)
 
     async def end(self, process: str, rows: Mapping[RowKey, Totals]) -> None:
-        await self._link.run(
-            valkey_scripts.END,
-            {
-                "process": process,
-                "lease_s": self._lease_s,
-                "rows": [_row(key, totals) for key, totals in rows.items()],
-            },
-        )
+        reports = [_row(key, totals) for key, totals in rows.items()]
+        size = terms.SCRIPT_BATCH
+        whose = {"process": process, "lease_s": self._lease_s, "limit": size}
+        for start in range(0, max(1, len(reports)), size):
+            is_last = start + size >= len(reports)
+            part = {**whose, "rows": reports[start : start + size], "is_last": is_last}
+            await self._link.run(valkey_scripts.END_REPORT, part)
+        for script in (valkey_scripts.END_LEASES, valkey_scripts.END_USAGE):
+            while await self._link.run(script, whose):
+                pass
         self._turns.pop(process, None)
         self._answered.pop(process, None)
 
@@ -154,9 +176,10 @@ class ValkeyStore:
     async def _rows(self, key: str | None, days: Iterable[int]) -> list[tuple[RowKey, Totals]]:
         found: list[tuple[RowKey, Totals]] = []
         [running] = await self._link.read_all([("ZRANGE", f"{PREFIX}heard", "0", "-1")])
-        names = [f"{PREFIX}rows:{process.decode()}" for process in running]
-        for fields in await self._read_hashes(names):
-            for field, text in fields:
+        # Of one that was ended, rows may be on their way.
+        [ended] = await self._link.read_all([("ZREVRANGE", f"{PREFIX}ended", "0", "99")])
+        for process in {*running, *ended}:
+            for field, text in (await self._scan(f"{PREFIX}rows:{process.decode()}", key)).items():
                 day, owner, session, ladder, rung, _ = orjson.loads(field)
                 found.append((RowKey(day, owner, session, ladder, rung), _totals(text)))
         places: list[tuple[int, str]] = [(day, key) for day in days if key is not None]
@@ -186,6 +209,19 @@ class ValkeyStore:
                 # The client makes a dict of what the server sends as a list.
                 found.append(list(fields.items()))
         return found
+
+    async def _scan(self, name: str, key: str | None) -> dict[bytes, bytes]:
+        """A large hash, in parts between which others have their turn."""
+        matching = () if key is None else ("MATCH", f"*,{_as_glob(orjson.dumps(key).decode())},*")
+        found: dict[bytes, bytes] = {}
+        cursor = "0"
+        while True:
+            command = ("HSCAN", name, cursor, *matching, "COUNT", str(_SCAN_BATCH))
+            [(following, fields)] = await self._link.read_all([command])
+            found.update(fields)
+            cursor = str(int(following))
+            if cursor == "0":
+                return found
 
     async def resolve(self, key: str | None, *, charge: bool) -> int:
         arguments: dict[str, Any] = {"lease_s": self._lease_s, "charge": charge}
@@ -358,6 +394,10 @@ def _totals(text: bytes) -> Totals:
 
 def _sum(one: Totals, other: Totals) -> Totals:
     return Totals(*(first + second for first, second in zip(one, other, strict=True)))
+
+
+def _as_glob(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "\\*?[]^" else letter for letter in text)
 
 
 def _shown(row: RowKey, name: str) -> str:

@@ -195,13 +195,28 @@ return {granted, spent, number}
 """
 )
 
-END = (
+END_REPORT = (
     _COMMON
     + _LEDGER
     + """
 if redis.call('ZSCORE', P .. 'ended', A.process) then return 0 end
 report(A.process, A.rows)
-local of = redis.call('ZRANGE', P .. 'of:' .. A.process, 0, -1, 'WITHSCORES')
+if A.is_last then
+  -- From now on its id is used up, whatever becomes of the rest.
+  redis.call('ZREM', P .. 'heard', A.process)
+  redis.call('ZADD', P .. 'ended', now, A.process)
+  redis.call('ZREMRANGEBYSCORE', P .. 'ended', 0, now - USAGE_KEPT)
+  redis.call('INCR', P .. 'moves')
+end
+return 0
+"""
+)
+
+END_LEASES = (
+    _COMMON
+    + _LEDGER
+    + """
+local of = redis.call('ZRANGE', P .. 'of:' .. A.process, 0, A.limit - 1, 'WITHSCORES')
 for place = 1, #of, 2 do
   local id = of[place]
   local text = redis.call('HGET', P .. 'lease:' .. id, A.process)
@@ -215,8 +230,18 @@ for place = 1, #of, 2 do
     if left > 0 then count('', id, forgotten_at, left) end
     redis.call('HDEL', P .. 'lease:' .. id, A.process)
   end
+  redis.call('ZREM', P .. 'of:' .. A.process, id)
 end
-local rows = redis.call('HGETALL', P .. 'rows:' .. A.process)
+return #of
+"""
+)
+
+END_USAGE = (
+    _COMMON
+    + _LEDGER
+    + """
+local from = P .. 'rows:' .. A.process
+local rows = redis.call('HRANDFIELD', from, A.limit, 'WITHVALUES')
 for place = 1, #rows, 2 do
   local row, more = cjson.decode(rows[place]), totals(rows[place + 1])
   local day, key = string.format('%.0f', row[1]), row[2]
@@ -237,13 +262,11 @@ for place = 1, #rows, 2 do
     redis.call('SADD', P .. 'keysof:' .. day, key)
     redis.call('EXPIREAT', P .. 'keysof:' .. day, until_s)
   end
+  redis.call('HDEL', from, rows[place])
 end
-redis.call('DEL', P .. 'rows:' .. A.process, P .. 'of:' .. A.process, P .. 'said:' .. A.process)
-redis.call('ZREM', P .. 'heard', A.process)
-redis.call('ZADD', P .. 'ended', now, A.process)
-redis.call('ZREMRANGEBYSCORE', P .. 'ended', 0, now - USAGE_KEPT)
+redis.call('DEL', P .. 'said:' .. A.process)
 redis.call('INCR', P .. 'moves')
-return 0
+return #rows
 """
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from dataclasses import replace
@@ -231,6 +232,35 @@ async def test_the_end_of_a_process_that_nobody_heard_of_is_counted_once(rig: Ri
     assert await left(store, USD) == (70, 930)
 
 
+async def test_an_end_that_is_broken_off_goes_on_where_it_was(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.store.terms.END_BATCH", 7)
+    monkeypatch.setattr("router.store.terms.SCRIPT_BATCH", 7)
+    store = await rig.open()
+    owners = [f"k{number}" for number in range(100)]
+    asks = [
+        ask(USD._replace(owner=owner), number, need=500) for number, owner in enumerate(owners, 1)
+    ]
+    rows = {ROW._replace(key=owner): Totals(settled=5, in_doubt=1) for owner in owners}
+    grants = (await store.sync("p1", asks, rows)).grants
+    assert [grant.granted for grant in grants] == [506] * 100
+    is_ended = False
+    tries = 0
+    while not is_ended:
+        tries += 1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.002 * tries):
+                await store.end("p1", rows)
+                is_ended = True
+    await store.end("p1", rows)
+    for owner in owners:
+        assert await left(store, USD._replace(owner=owner)) == (6, 994)
+    assert await store.usage([], key=None, since=DAY, until=DAY + 1) == [
+        UsageLine((), Totals(settled=500, in_doubt=100))
+    ]
+
+
 async def test_a_minutes_grant_counts_as_spent_when_its_process_ends(rig: Rig) -> None:
     store = await rig.open()
     await say(store, "p1", ask(REQUESTS, 1, need=100))
@@ -365,6 +395,9 @@ async def test_names_of_any_kind_are_kept_apart(rig: Rig) -> None:
     for number, name in enumerate(names, 1):
         row = RowKey(DAY, name, f"s{name}", name, name)
         await say(store, name, ask(USD._replace(owner=name), 1), rows={row: Totals(settled=number)})
+        for key in (name, "b", "*", "a*"):
+            lines = await store.usage([], key=key, since=DAY, until=DAY + 1)
+            assert [line.totals.settled for line in lines] == ([number] if key == name else [])
         await store.end(name, {row: Totals(settled=number, in_doubt=1)})
     lines = await store.usage(["key", "ladder", "rung"], key=None, since=DAY, until=DAY + 1)
     assert {line.group: line.totals.settled for line in lines} == {
