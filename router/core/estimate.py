@@ -20,9 +20,14 @@ _CHARS_PER_TOKEN = 4.0
 _DENSE_CHARS_PER_TOKEN = 2.0
 # A prompt may be so much denser than those before it.
 _PROMPT_MARGIN = 1.25
-# A chat template's own words, and those around each image.
+# A chat template's own words: what is likely, and what is set aside; and those of an image.
+_TEMPLATE_START = 8.0
 _TEMPLATE_TOKENS = 32
 _IMAGE_TOKENS = 1_500
+# Shorter prompts tell of the template more than of the text.
+_PROMPT_CHARS_MIN = 200
+# Of a rung that has reported nothing: a chunk with more than so many tokens' text holds several.
+_JOINED_TOKENS = 2
 # How fast the newest report moves what is known.
 _WEIGHT = 0.2
 # A rung whose answers are so much longer in the bill than in what is seen hides its reasoning.
@@ -42,6 +47,7 @@ class Estimates:
 
     tokens_per_s: float = _RATE_START
     hides_reasoning: bool = False
+    _template: float = 0.0
     _prompt: float = 0.0
     _by_chars: float = 1 / _CHARS_PER_TOKEN
     _by_chunks: float = 1.0
@@ -49,16 +55,17 @@ class Estimates:
     _chunks_error: float = 0.0
     _is_calibrated: bool = False
 
-    def prompt_tokens(self, chars: int) -> int:
+    def prompt_tokens(self, needs: Needs) -> int:
         """The likeliest count."""
-        return max(1, round(chars * (self._prompt or 1 / _CHARS_PER_TOKEN)))
+        text = _prompt_chars(needs) * (self._prompt or 1 / _CHARS_PER_TOKEN)
+        return round((self._template or _TEMPLATE_START) + text) + _IMAGE_TOKENS * needs.images
 
     def prompt_tokens_max(self, needs: Needs) -> int:
         """What to set aside for a prompt: seldom less than what will be reported."""
         known = self._prompt * _PROMPT_MARGIN
-        chars = needs.prompt_chars + needs.schema_chars
-        tokens = chars * (known or 1 / _DENSE_CHARS_PER_TOKEN)
-        return int(tokens) + _TEMPLATE_TOKENS + _IMAGE_TOKENS * needs.images
+        text = _prompt_chars(needs) * (known or 1 / _DENSE_CHARS_PER_TOKEN)
+        template = max(_TEMPLATE_TOKENS, self._template * _PROMPT_MARGIN)
+        return int(text + template) + _IMAGE_TOKENS * needs.images
 
     def output_tokens(self, chars: int, chunks: int) -> int:
         """Of an answer of so many characters that came in so many chunks (0: not in chunks)."""
@@ -67,15 +74,19 @@ class Estimates:
         if not chunks:
             return max(1, round(by_chars)) if chars else 0
         if not self._is_calibrated:
-            return max(round(by_chars), round(by_chunks))
+            return round(by_chars if by_chars > by_chunks * _JOINED_TOKENS else by_chunks)
         return round(by_chars if self._chars_error < self._chunks_error else by_chunks)
 
     def learn_prompt(self, needs: Needs, tokens: int) -> None:
-        """A report of a prompt. Short ones tell of the template more than of the text."""
-        chars = needs.prompt_chars + needs.schema_chars
-        text_tokens = tokens - _TEMPLATE_TOKENS
-        if chars >= 200 and text_tokens > 0 and not needs.images:
-            self._prompt = _moved(self._prompt, text_tokens / chars)
+        """A report of a prompt. Nobody knows how it counts images."""
+        chars = _prompt_chars(needs)
+        if tokens <= 0 or needs.images:
+            return
+        if chars < _PROMPT_CHARS_MIN:
+            text = chars * (self._prompt or 1 / _CHARS_PER_TOKEN)
+            self._template = _moved(self._template, max(1.0, tokens - text))
+        elif (text := tokens - (self._template or _TEMPLATE_START)) > 0:
+            self._prompt = _moved(self._prompt, text / chars)
 
     def learn_output(self, chars: int, chunks: int, tokens: int, seconds: float) -> None:
         """A report of an answer that was received whole."""
@@ -87,15 +98,18 @@ class Estimates:
             # What it hid says nothing of what it shows.
             self.hides_reasoning = True
             return
-        if chunks:
-            self._chars_error = _moved(self._chars_error, abs(chars * self._by_chars / tokens - 1))
-            self._chunks_error = _moved(
-                self._chunks_error, abs(chunks * self._by_chunks / tokens - 1)
-            )
-            self._by_chunks = _moved(self._by_chunks, tokens / chunks)
-        first = not self._is_calibrated
-        self._by_chars = tokens / chars if first else _moved(self._by_chars, tokens / chars)
-        self._is_calibrated = True
+        by_chars, by_chunks = tokens / chars, tokens / chunks if chunks else 0.0
+        if not self._is_calibrated:
+            self._is_calibrated = True
+            self._by_chars, self._by_chunks = by_chars, by_chunks or self._by_chunks
+        else:
+            if chunks:
+                self._chars_error = _moved(self._chars_error, abs(self._by_chars / by_chars - 1))
+                self._chunks_error = _moved(
+                    self._chunks_error, abs(self._by_chunks / by_chunks - 1)
+                )
+                self._by_chunks = _moved(self._by_chunks, by_chunks)
+            self._by_chars = _moved(self._by_chars, by_chars)
         if seconds > 0:
             self.tokens_per_s = _moved(self.tokens_per_s, tokens / seconds)
 
@@ -103,6 +117,10 @@ class Estimates:
     def margin_tokens(self) -> int:
         """What the rung can produce before a cancel reaches it: a second of its speed."""
         return min(max(MARGIN_TOKENS, round(self.tokens_per_s)), MARGIN_TOKENS_MAX)
+
+
+def _prompt_chars(needs: Needs) -> int:
+    return needs.prompt_chars + needs.schema_chars
 
 
 def _moved(known: float, seen: float) -> float:

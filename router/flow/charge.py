@@ -110,14 +110,13 @@ class Charge:
 
     def received(self, chars: int, chunks: int) -> Usage:
         """An estimate of what came, where the upstream did not say."""
-        needs = self.call.needs
         output_tokens = self.estimates.output_tokens(chars, chunks)
         most = self._output_max
         if self.cut_reason and most is not None and output_tokens < most + self._margin_tokens:
             # Cut at what the rung was told to produce at most: a little more is our mistake.
             output_tokens = min(output_tokens, most)
         return Usage(
-            self.estimates.prompt_tokens(needs.prompt_chars + needs.schema_chars),
+            self.estimates.prompt_tokens(self.call.needs),
             output_tokens,
             estimated=True,
         )

@@ -22,31 +22,49 @@ PRICE = Price.per_mtok(10, 10)
 A_TOKEN = 10_000
 
 
+def text(chars: int) -> Needs:
+    return Needs(prompt_chars=chars)
+
+
 def test_a_prompt_nobody_reported_is_set_aside_twice_as_dense_as_usual() -> None:
     known = Estimates()
-    assert known.prompt_tokens(400) == 100
-    assert known.prompt_tokens(1) == 1
+    assert known.prompt_tokens(text(400)) == 108
+    assert known.prompt_tokens(Needs(images=2)) == 3_008
     assert known.prompt_tokens_max(Needs(prompt_chars=300, schema_chars=100)) == 232
-    assert known.prompt_tokens_max(Needs(images=2)) == 32 + 3_000
+    assert known.prompt_tokens_max(Needs(images=2)) == 3_032
 
 
-def test_reported_prompts_calibrate_the_next_and_short_ones_do_not() -> None:
+def test_reported_prompts_calibrate_the_next() -> None:
     known = Estimates()
-    known.learn_prompt(Needs(prompt_chars=199), 5_000)
+    known.learn_prompt(Needs(prompt_chars=800, schema_chars=200), 508)
+    assert known.prompt_tokens(text(1_000)) == 508
+    assert known.prompt_tokens_max(text(1_000)) == 625 + 32
+    known.learn_prompt(text(1_000), 1_008)
+    assert known.prompt_tokens(text(1_000)) == 608
+
+
+def test_short_prompts_tell_of_the_template() -> None:
+    known = Estimates()
+    for _ in range(40):
+        known.learn_prompt(text(40), 110)
+    assert known.prompt_tokens(text(40)) == 110
+    assert known.prompt_tokens_max(text(40)) == 20 + 125
+    known.learn_prompt(text(400), 300)
+    assert known.prompt_tokens(text(400)) == 300
+
+
+def test_what_says_nothing_of_text_is_not_learnt_from() -> None:
+    known = Estimates()
     known.learn_prompt(Needs(prompt_chars=500, images=1), 5_000)
-    known.learn_prompt(Needs(prompt_chars=500), 32)
-    assert known.prompt_tokens(1_000) == 250
-    known.learn_prompt(Needs(prompt_chars=800, schema_chars=200), 532)
-    assert known.prompt_tokens(1_000) == 500
-    assert known.prompt_tokens_max(Needs(prompt_chars=1_000)) == 625 + 32
-    known.learn_prompt(Needs(prompt_chars=1_000), 1_032)
-    assert known.prompt_tokens(1_000) == 600
+    known.learn_prompt(text(500), 0)
+    known.learn_prompt(text(500), 8)
+    assert known == Estimates()
 
 
-def test_before_any_report_the_larger_measure_counts() -> None:
+def test_before_any_report_a_chunk_is_a_token_unless_it_holds_more() -> None:
     known = Estimates()
     assert known.output_tokens(400, 10) == 100
-    assert known.output_tokens(40, 100) == 100
+    assert known.output_tokens(700, 100) == 100
     assert known.output_tokens(0, 0) == 0
     assert known.output_tokens(1, 0) == 1
     assert known.output_tokens(400, 0) == 100
@@ -95,8 +113,8 @@ def test_what_reports_nothing_or_shows_nothing_teaches_nothing() -> None:
 def test_answers_much_longer_in_the_bill_than_seen_hide_their_reasoning() -> None:
     known = Estimates()
     known.learn_output(400, 100, 264, 1.0)
-    assert not known.hides_reasoning
     before = known.output_tokens(400, 100)
+    assert before == 264
     known.learn_output(400, 100, 2_000, 1.0)
     assert known.hides_reasoning
     assert known.output_tokens(400, 100) == before
