@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
+
 from router.api.guard import Guard
 from router.api.service import DecodeTokens, ServerLimits, Service, Shared
 from router.backends.base import Backend
@@ -29,12 +31,16 @@ from router.config.model import Config
 from router.config.secrets import Credential, read_secret
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
+from router.flow.batcher import Batcher
 from router.flow.board import Board
+from router.flow.cache import Cache, CacheRules
+from router.flow.embedding import Batches
 from router.flow.issuing import Issuer
 from router.flow.keys import KeyBook
 from router.flow.observe import Observer
 from router.flow.opening import open_ledger
 from router.flow.pipeline import Pipeline
+from router.flow.reuse import Reuse
 from router.flow.tasks import Tasks
 from router.hub.spaces import Spaces
 from router.store.open import open_store
@@ -63,6 +69,8 @@ async def open_shared(
     except BaseException:
         await store.aclose()
         raise
+    cache = Cache(config.cache.memory_mib << 20, config.cache.ttl_s, store, tasks, time.time)
+    batcher = Batcher(tasks, time.monotonic, shared=config.cache.scope == "shared")
     return Shared(
         board=Board(time.monotonic),
         store=store,
@@ -70,6 +78,8 @@ async def open_shared(
         ledger=ledger,
         keys=keys,
         issuer=Issuer(store, keys, time.time),
+        reuse=Reuse(cache, ledger, tasks),
+        batches=Batches(batcher),
         observer=Observer(write_line, time.time),
         tasks=tasks,
         clock=time.monotonic,
@@ -102,6 +112,7 @@ def make_service(
     server = config.server
     shared.board.configure(config.ladders.values())
     shared.keys.configure(config.keys)
+    shared.reuse.cache.resize(config.cache.memory_mib << 20, config.cache.ttl_s)
     pipeline = Pipeline(
         backends,
         shared.board,
@@ -109,6 +120,9 @@ def make_service(
         shared.observer,
         shared.clock,
         server.max_answer_mib << 20,
+        shared.reuse,
+        shared.batches,
+        _cache_rules(config),
     )
     images = ImageRules(
         server.remote_images, server.max_image_mib << 20, frozenset(server.image_types)
@@ -123,6 +137,14 @@ def make_service(
         decode_tokens=token_decoder(),
         started_at=int(time.time()),
     )
+
+
+def _cache_rules(config: Config) -> CacheRules:
+    """A backend that is configured to be another server is another one to the cache."""
+    stands_for = {
+        name: msgspec.json.encode(settings).decode() for name, settings in config.backends.items()
+    }
+    return CacheRules(config.cache.chat, config.cache.scope == "shared", stands_for)
 
 
 def make_guard(config: Config, keys: KeyBook) -> Guard:

@@ -94,10 +94,13 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
         await upstream.aclose()
 
 
-def ladder_of(*urls: str, server: str = "", ladder: str = "", keys: str = "") -> str:
+def ladder_of(
+    *urls: str, server: str = "", ladder: str = "", keys: str = "", cache: str = "memory_mib = 0"
+) -> str:
     """A configuration with a chat ladder `chat` and an embeddings ladder `embed` over servers.
 
-    The backends are `b0`, `b1`, …, all of kind openai with the model `org/m`.
+    The backends are `b0`, `b1`, …, all of kind openai with the model `org/m`. Without `cache`
+    nothing is kept, so that each call reaches a server.
     """
     backends = "".join(
         f'[backends.b{i}]\nkind = "openai"\nurl = "{url}"\n' for i, url in enumerate(urls)
@@ -110,7 +113,7 @@ def ladder_of(*urls: str, server: str = "", ladder: str = "", keys: str = "") ->
     return (
         f"[server]\n{auth}{server}\n{backends}\n"
         f'[ladders.chat]\naliases = ["gpt-4o-mini"]\n{ladder}\n{chat}\n'
-        f'[ladders.embed]\ntask = "embeddings"\n{embed}\n{keys}'
+        f'[ladders.embed]\ntask = "embeddings"\n{embed}\n[cache]\n{cache}\n{keys}'
     )
 
 

@@ -13,11 +13,14 @@ from router.api.limits import rate_headers
 from router.api.reply import SERVER_NAME
 from router.api.service import Service, Shared
 from router.core import jsontext
+from router.core.cache_key import read_control
 from router.errors import BadRequest, SlowRequest, TooLarge
 from router.flow.observe import Record
+from router.flow.reuse import Wishes
 from router.types import Key
 
 _CLIENT_ID_CHARS_MAX = 128
+_NO_WISHES = Wishes()
 _NOBODY = Key("", ladders=frozenset())
 
 
@@ -70,6 +73,11 @@ class Exchange:
         self.record.key = self.key.name
         return self.key
 
+    def wishes(self) -> Wishes:
+        """What the headers ask for beside the body."""
+        control = self.request.headers.get("Cache-Control")
+        return Wishes(read_control(control)) if control else _NO_WISHES
+
     def elapsed_s(self) -> float:
         return self._clock() - self._arrived
 
@@ -78,10 +86,13 @@ class Exchange:
         headers = {
             "x-request-id": self.id,
             "openai-processing-ms": str(int(self.elapsed_s() * 1000)),
-            "x-rungway-cache": "bypass",
+            "x-rungway-cache": self.record.cache,
             "Server": SERVER_NAME,
             **self._cors,
         }
+        record = self.record
+        if record.inputs:
+            headers["x-rungway-cached-inputs"] = f"{record.cached_inputs}/{record.inputs}"
         limits = self.key.limits
         if limits.requests_per_minute is not None or limits.tokens_per_minute is not None:
             ledger = self.shared.ledger

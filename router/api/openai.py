@@ -106,7 +106,9 @@ def _sink(exchange: Exchange, render: Callable[[Embeddings], bytes] | None = Non
 
 async def _serve(exchange: Exchange, call: Call, sink: HttpSink) -> web.StreamResponse:
     try:
-        await exchange.service.pipeline.serve(call, exchange.body_bytes, sink, exchange.record)
+        await exchange.service.pipeline.serve(
+            call, exchange.body_bytes, sink, exchange.record, exchange.wishes()
+        )
     finally:
         sink.close()
     assert sink.response is not None

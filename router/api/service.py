@@ -13,12 +13,14 @@ from router.backends.base import Backend
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
 from router.flow.board import Board
+from router.flow.embedding import Batches
 from router.flow.issuing import Issuer
 from router.flow.keys import KeyBook
 from router.flow.ledger import Ledger
 from router.flow.observe import Observer
 from router.flow.pipeline import Pipeline
 from router.flow.renewal import Books
+from router.flow.reuse import Reuse
 from router.flow.tasks import Tasks
 from router.store.base import Store
 
@@ -60,6 +62,8 @@ class Shared:
     ledger: Ledger
     keys: KeyBook
     issuer: Issuer
+    reuse: Reuse
+    batches: Batches
     observer: Observer
     tasks: Tasks
     clock: Callable[[], float]

@@ -11,6 +11,7 @@ Each step goes to the journal first, so that a process that is killed leaves not
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +39,8 @@ class Admission:
     purse: Purse
     concurrent: Lease | None
     charged: int = 0
+    # Its caller, and whatever goes on for it when that has left.
+    parts: int = 1
     is_counted: bool = False
     is_left: bool = False
 
@@ -90,8 +93,11 @@ class Ledger:
         return Admission(key, purse, purse.concurrent)
 
     def leave(self, admission: Admission, ladder: str) -> None:
-        """The call is over; one that no rung answered is counted here."""
+        """The call is over, or a part of it; one that no rung answered is counted here."""
         assert not admission.is_left, "a call leaves once"
+        admission.parts -= 1
+        if admission.parts:
+            return
         admission.is_left = True
         admission.purse.in_flight -= 1
         if admission.concurrent is not None:
@@ -151,9 +157,11 @@ class Ledger:
             try:
                 self._books.opened(hold.id, hold.row, nanousd, token_count)
             except StateUnavailable:
-                for lease, amount in wants:
-                    lease.held -= amount
-                raise
+                hold.is_journalled = False
+                if wants:
+                    for lease, amount in wants:
+                        lease.held -= amount
+                    raise
         self.open[hold.id] = hold
         return hold
 
@@ -163,7 +171,7 @@ class Ledger:
         Raises StateUnavailable.
         """
         more = self._more(hold, input_tokens, output_tokens)
-        if self._refuses(more) is not None or not self._books.is_current():
+        if more and (self._refuses(more) is not None or not self._books.is_current()):
             return False
         self._grown(hold, more, input_tokens, output_tokens)
         return True
@@ -179,15 +187,20 @@ class Ledger:
             raise self._refused(hold.admission.key, lease, _wanted(more, lease))
         self._grown(hold, more, input_tokens, output_tokens)
 
-    def settle(self, hold: Hold, usage: Usage | None, *, answered: bool) -> int:
-        """Close the hold with what was really used; the nano-dollars charged."""
+    def settle(
+        self, hold: Hold, usage: Usage | None, *, answered: bool, share: int | None = None
+    ) -> int:
+        """Close the hold with what was really used; the nano-dollars charged.
+
+        `share`: its part of the cost of a request that several calls shared.
+        """
         assert not hold.is_settled, "a hold is settled once"
         hold.is_settled = True
         del self.open[hold.id]
         row = hold.row
         nanousd = token_count = 0
         if usage is not None:
-            nanousd = accounts.cost_of(hold.price, usage)
+            nanousd = accounts.cost_of(hold.price, usage) if share is None else share
             token_count = usage.input_tokens + usage.output_tokens
             row.input_tokens += usage.input_tokens
             row.output_tokens += usage.output_tokens
@@ -209,6 +222,38 @@ class Ledger:
             touch(lease)
         hold.admission.charged += nanousd
         return nanousd
+
+    def hand_over(self, old: Admission, new: Admission) -> bool:
+        """Let `new` pay for what `old` has set aside; False, and nothing is changed, where it
+        cannot."""
+        holds = [hold for hold in self.open.values() if hold.admission is old]
+        purse = self.purse(new.key)
+        if purse is not old.purse and any(hold.is_journalled for hold in holds):
+            nanousd = sum(hold.nanousd for hold in holds)
+            token_count = sum(hold.token_count for hold in holds)
+            wants = [(lease, nanousd) for lease in purse.money]
+            wants += [(lease, token_count) for lease in purse.tokens]
+            if self._refuses(wants) is not None or not self._books.is_current():
+                return False
+            self._take(wants)
+        for hold in holds:
+            if purse is not old.purse:
+                self._move(hold, purse)
+            hold.admission = new
+        return True
+
+    def _move(self, hold: Hold, purse: Purse) -> None:
+        """Put an open hold into another key's accounts, where room for it was taken already."""
+        ladder, rung = hold.row.key.ladder, hold.row.key.rung
+        for lease in hold.money:
+            lease.settle(hold.nanousd, 0)
+        for lease in hold.tokens:
+            lease.settle(hold.token_count, 0)
+        hold.money, hold.tokens = purse.money, purse.tokens
+        hold.row = self._row(purse, ladder, rung)
+        if hold.is_journalled:
+            with contextlib.suppress(StateUnavailable):
+                self._books.opened(hold.id, hold.row, hold.nanousd, hold.token_count)
 
     # --- what is seen ---------------------------------------------------------------------------
 
@@ -290,7 +335,11 @@ class Ledger:
         nanousd = accounts.cost(hold.price, input_tokens, output_tokens)
         token_count = input_tokens + output_tokens
         if hold.is_journalled:
-            self._books.grown(hold.id, nanousd, token_count)
+            try:
+                self._books.grown(hold.id, nanousd, token_count)
+            except StateUnavailable:
+                if more:
+                    raise
         self._take(more)
         hold.nanousd, hold.token_count = nanousd, token_count
 

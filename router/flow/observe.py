@@ -78,10 +78,21 @@ class Record:
     usage: Usage | None = None
     nanousd: int = 0
     admission: Admission | None = None
+    cache: str = "bypass"
+    cached_inputs: int = 0
+    inputs: int = 0
     first_token_s: float | None = None
     total_s: float = 0.0
     status: int = 0
     error: str = ""
+
+    def absorb(self, work: Record) -> None:
+        """Take over what the work for this call did, apart from it."""
+        self.attempts += work.attempts
+        self.rung = work.rung
+        self.usage, self.nanousd = work.usage, work.nanousd
+        if self.first_token_s is None:
+            self.first_token_s = work.first_token_s
 
     def of_call(self, call: Call) -> None:
         self.key, self.ladder = call.key.name, call.ladder.name
@@ -190,7 +201,7 @@ class Observer:
             "stream": record.stream,
             "status": record.status,
             "error": record.error or None,
-            "cache": "bypass",
+            "cache": record.cache,
             "total_ms": round(record.total_s * 1000, 3),
         }
         if record.first_token_s is not None:

@@ -31,19 +31,23 @@ from router.errors import (
 )
 from router.flow import relay
 from router.flow.board import Board
+from router.flow.cache import CacheRules
 from router.flow.canaries import Canaries
 from router.flow.charge import Charge
 from router.flow.continuity import Continuity
+from router.flow.embedding import Batches
 from router.flow.gate import Gate, NotLetIn, Place, counts
 from router.flow.hedge import Run, race
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
 from router.flow.progress import Progress
 from router.flow.relay import together
+from router.flow.reuse import Reuse, Wishes
 from router.flow.sink import Provenance, Sink
-from router.types import Call, ChatCall, Key, Ladder, Price, Rung
+from router.types import Call, ChatCall, EmbedCall, Embeddings, Key, Ladder, Price, Rung
 
 _log = logging.getLogger("rungway")
+_NO_WISHES = Wishes()
 
 
 class Pipeline:
@@ -57,7 +61,13 @@ class Pipeline:
         observer: Observer,
         clock: Callable[[], float],
         answer_bytes_max: int,
+        reuse: Reuse,
+        batches: Batches,
+        cache_rules: CacheRules,
     ) -> None:
+        self._reuse = reuse
+        self._batches = batches
+        self._cache_rules = cache_rules
         self._backends = backends
         self._board = board
         self._ledger = ledger
@@ -70,7 +80,14 @@ class Pipeline:
         self._is_ending = False
         self.continuity = Continuity(backends, board)
 
-    async def serve(self, call: Call, body_bytes: int, sink: Sink, record: Record) -> None:
+    async def serve(
+        self,
+        call: Call,
+        body_bytes: int,
+        sink: Sink,
+        record: Record,
+        wishes: Wishes = _NO_WISHES,
+    ) -> None:
         """Answer one call into the sink. Raises RouterError when nothing was sent.
 
         What goes wrong after the sink has started ends as an event of the stream, here.
@@ -84,7 +101,7 @@ class Pipeline:
         assert task is not None
         self._serving.add(task)
         try:
-            await self._within_total(call, sink, record, started)
+            await self._answer(call, sink, record, wishes)
         except RouterError as fault:
             record.error, record.status = _outcome(fault), fault.status
             if not sink.is_started:
@@ -107,19 +124,17 @@ class Pipeline:
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
-        if self._serving:
-            await asyncio.wait(set(self._serving), timeout=limit_s)
+        under_way = self._serving | self._reuse.draining
+        if under_way:
+            await asyncio.wait(under_way, timeout=limit_s)
         self._is_ending = True
-        for task in self._serving:
+        for task in self._serving | self._reuse.draining:
             task.cancel()
 
-    async def _within_total(self, call: Call, sink: Sink, record: Record, started: float) -> None:
-        """Climb within the ladder's total time; whatever fails fails as a RouterError."""
+    async def _answer(self, call: Call, sink: Sink, record: Record, wishes: Wishes) -> None:
+        """Use an answer again, or climb; whatever fails fails as a RouterError."""
         try:
-            async with asyncio.timeout(call.ladder.limits.total_s):
-                await self._climb(call, sink, record, started)
-        except TimeoutError as error:
-            raise self._too_long(call) from error
+            await self._reuse.serve(call, wishes, self._cache_rules, sink, record, self._try)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_ending or task is None:
@@ -133,6 +148,14 @@ class Pipeline:
             _log.exception("%s failed in a way nobody foresaw", record.call_id)
             words = f"Rungway failed; its log has the trace of {record.call_id}"
             raise InternalFault(words) from error
+
+    async def _try(self, call: Call, sink: Sink, record: Record) -> None:
+        """Climb within the ladder's total time."""
+        try:
+            async with asyncio.timeout(call.ladder.limits.total_s):
+                await self._climb(call, sink, record, self._clock())
+        except TimeoutError as error:
+            raise self._too_long(call) from error
 
     async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
         """Try the plan's rungs in order until one has answered; else end with what there is."""
@@ -252,9 +275,14 @@ class Pipeline:
         """
         call = progress.call
         gate = self._board.gate(call.ladder, rung)
+        is_retry = any(one.rung.name == rung.name for one in record.attempts)
+        if isinstance(call, EmbedCall):
+            charge = await self._hold(call, rung, record)
+            with _noting(record, rung, sink), _settling(charge, record):
+                await self._embed(charge, rung, sink, record, gate, is_retry)
+            return
         wait_s = 0.0 if has_next else progress.queue_left_s
         waits_since = self._clock()
-        is_retry = any(one.rung.name == rung.name for one in record.attempts)
         try:
             place = await gate.enter(
                 call.key.priority,
@@ -264,34 +292,64 @@ class Pipeline:
             )
         finally:
             progress.queue_left_s -= self._clock() - waits_since
-        charge = await self._hold(call, rung, record, gate, place)
-        attempt = AttemptRecord(rung, "failed")
-        record.attempts.append(attempt)
-        began, is_first = self._clock(), record.first_token_s is None
-        try:
-            with _settling(charge, record):
+        with self._in_place(call, rung, gate, place):
+            charge = await self._hold(call, rung, record)
+            began, is_first = self._clock(), record.first_token_s is None
+            with _noting(record, rung, sink), _settling(charge, record):
                 await self._relay(progress, charge, rung, sink, record, started, gate, place)
-        except UpstreamError as error:
-            attempt.cause = error.cause
-            if sink.is_committed:
-                record.rung = rung
-            gate.failed(place, error)
-            self._note_failure(call, rung, error)
-            raise
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                attempt.cause = "cancelled"
-            gate.left(place)
-            raise
-        attempt.cause = ""
-        record.rung, record.status = rung, 200
         # What continues another rung's stream began with that one's first token.
         first_s = record.first_token_s if is_first else None
         gate.served(place, None if first_s is None else first_s - (began - started))
 
-    async def _hold(
-        self, call: Call, rung: Rung, record: Record, gate: Gate, place: Place
-    ) -> Charge:
+    @contextmanager
+    def _in_place(self, call: Call, rung: Rung, gate: Gate, place: Place) -> Iterator[None]:
+        """What goes wrong in a place on the rung gives it back."""
+        try:
+            yield
+        except UpstreamError as error:
+            gate.failed(place, error)
+            self._note_failure(call, rung, error)
+            raise
+        except BaseException:
+            gate.left(place)
+            raise
+
+    async def _embed(
+        self,
+        charge: Charge,
+        rung: Rung,
+        sink: Sink,
+        record: Record,
+        gate: Gate,
+        is_retry: bool,
+    ) -> None:
+        """One try of one rung for embeddings, in requests that other calls may share.
+
+        A request has a place on the rung, not each call in it.
+        """
+        call = charge.call
+        assert isinstance(call, EmbedCall)
+        backend = self._backends[rung.backend]
+        limits = call.ladder.limits
+
+        async def put(attempt: EmbedAttempt) -> Embeddings:
+            place = await gate.enter(
+                call.key.priority,
+                limits.queue_s,
+                queue_max=limits.queue_max,
+                is_retry=is_retry,
+            )
+            with self._in_place(call, rung, gate, place):
+                vectors = await relay.embeddings(backend, attempt, self._canaries)
+            gate.served(place, None)
+            return vectors
+
+        attempt = EmbedAttempt(call, rung, limits.connect_s, self._answer_bytes_max)
+        vectors = await self._batches.embed(backend, attempt, charge, put)
+        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
+        await sink.send_embeddings(vectors, relay.priced(provenance, charge))
+
+    async def _hold(self, call: Call, rung: Rung, record: Record) -> Charge:
         """Set aside what an attempt may cost. Raises NotLetIn where the key cannot pay for it."""
         assert record.admission is not None
         view = self._board.view(call.ladder, rung)
@@ -307,11 +365,7 @@ class Pipeline:
         try:
             await charge.open(ladder.abilities(rung, view.learned).context)
         except (CallerError, StateUnavailable) as refused:
-            gate.left(place)
             raise NotLetIn(refused.message, _money_cause(refused), refused.retry_after_s) from None
-        except BaseException:
-            gate.left(place)
-            raise
         return charge
 
     async def _relay(
@@ -329,10 +383,7 @@ class Pipeline:
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
         provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
-        if not isinstance(call, ChatCall):
-            embed = EmbedAttempt(call, rung, connect_s, self._answer_bytes_max)
-            await relay.embeddings(backend, embed, charge, sink, provenance, self._canaries)
-            return
+        assert isinstance(call, ChatCall)
         chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
         if not call.stream:
             await relay.answer(backend, chat, charge, sink, provenance)
@@ -449,6 +500,29 @@ def _join(record: Record, beside: Record, before: int) -> None:
     if beside.rung is not None:
         record.rung, record.status = beside.rung, beside.status
         record.first_token_s = beside.first_token_s
+
+
+@contextmanager
+def _noting(record: Record, rung: Rung, sink: Sink) -> Iterator[None]:
+    """Keep a record of one attempt and of how it ended."""
+    attempt = AttemptRecord(rung, "failed")
+    record.attempts.append(attempt)
+    try:
+        yield
+    except NotLetIn:
+        # It had no place in the end, so it was none.
+        record.attempts.remove(attempt)
+        raise
+    except UpstreamError as error:
+        attempt.cause = error.cause
+        if sink.is_committed:
+            record.rung = rung
+        raise
+    except asyncio.CancelledError:
+        attempt.cause = "cancelled"
+        raise
+    attempt.cause = ""
+    record.rung, record.status = rung, 200
 
 
 @contextmanager

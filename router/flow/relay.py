@@ -22,7 +22,7 @@ from router.flow.observe import Record
 from router.flow.patience import Patience
 from router.flow.progress import Progress
 from router.flow.sink import Provenance, Sink
-from router.types import Answer, ChatCall, Rung, Usage
+from router.types import Answer, ChatCall, Embeddings, Rung, Usage
 
 # Chunks that hold only a role are small and few; more of them is a fault, not an answer.
 _WITHHELD_BYTES_MAX = 1 << 20
@@ -45,25 +45,16 @@ async def answer(
         charge.learn(whole.usage, len(whole.body), 0)
     if call.ladder.escalate_on:
         _judge(attempt, escalate.of_answer(whole.body), whole)
-    await sink.send_answer(whole, _priced(provenance, charge))
+    await sink.send_answer(whole, priced(provenance, charge))
 
 
-async def embeddings(
-    backend: Backend,
-    attempt: EmbedAttempt,
-    charge: Charge,
-    sink: Sink,
-    provenance: Provenance,
-    canaries: Canaries,
-) -> None:
+async def embeddings(backend: Backend, attempt: EmbedAttempt, canaries: Canaries) -> Embeddings:
     """A whole embeddings answer, of a rung that is known to share the ladder's vector space."""
     async with Patience(attempt.rung.name) as patience:
         patience.wait("answer", attempt.call.ladder.limits.answer_s)
         await canaries.ensure(backend, attempt)
         vectors = await backend.embed(attempt)
-        charge.used(vectors.usage)
-        vectors = fit(vectors, attempt.call.dimensions, who=attempt.rung.name)
-    await sink.send_embeddings(vectors, _priced(provenance, charge))
+        return fit(vectors, attempt.call.dimensions, who=attempt.rung.name)
 
 
 async def stream(
@@ -184,7 +175,7 @@ def _judge(attempt: ChatAttempt, said: list[escalate.Said], answer: Answer | byt
         raise Escalated(words, why=why, answer=answer)
 
 
-def _priced(provenance: Provenance, charge: Charge) -> Provenance:
+def priced(provenance: Provenance, charge: Charge) -> Provenance:
     return replace(provenance, cost_nanousd=charge.call_nanousd(charge.usage))
 
 
@@ -297,7 +288,7 @@ class _Relay:
             closing.append(watch.usage_payload(usage))
         frames = [*self._withheld, *(sse.frame(payload) for payload in closing)]
         if self._is_cut:
-            frames.append(sse.comment("rungway the key's budget ends here"))
+            frames.append(sse.comment(f"rungway ends the answer: {self._charge.cut_reason}"))
         return b"".join(frames)
 
     def nanousd(self) -> int:
@@ -307,6 +298,8 @@ class _Relay:
     @property
     def is_due(self) -> bool:
         """Whether the hold has to grow before more of the answer is taken."""
+        if self.is_done or self.is_whole:
+            return False
         return self._charge.is_due(self._watch.content_chars, self._watch.content_chunks)
 
     async def keep_ahead(self) -> bool:

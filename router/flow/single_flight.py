@@ -85,6 +85,8 @@ class Flight(Generic[Payer, Result]):
         self.is_over = False
         self.error: BaseException | None = None
         self.result: Result | None = None
+        # What the work wants its seats to know besides the frames.
+        self.notes: object = None
 
     @property
     def payer(self) -> Payer | None:
@@ -225,6 +227,10 @@ class Seat(Generic[Payer, Result]):
         self.leave()
 
     @property
+    def notes(self) -> object:
+        return self._flight.notes
+
+    @property
     def is_payer(self) -> bool:
         return self._flight.payer is self.payer
 
@@ -258,6 +264,12 @@ class Seat(Generic[Payer, Result]):
         if self._left_at is not None or result is None:
             raise GoAlone
         return result
+
+    def stay(self, payer: Payer) -> Seat[Payer, Result]:
+        """Another seat beside this one, for what comes from now on."""
+        seat = self._flight.seat(payer)
+        seat.position = self._flight.end
+        return seat
 
     def leave(self) -> None:
         """The caller wants no more; the last to leave cancels the work. May be called again."""

