@@ -75,7 +75,7 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
     upstream = HttpClient()
     config = parse(config_text, "test.toml", environ)
     service = make_service(config, shared, upstream, environ)
-    gateway = Gateway(service, shared, lambda: None)
+    gateway = Gateway(service, shared, _no_reload)
     server = Server(
         gateway.handle,
         refuse=gateway.refuse,
@@ -97,6 +97,10 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
             await backend.aclose()
         await tasks.aclose()
         await upstream.aclose()
+
+
+async def _no_reload() -> None:
+    return None
 
 
 def ladder_of(*urls: str, server: str = "", ladder: str = "", keys: str = "") -> str:

@@ -14,7 +14,6 @@ from aiohttp import web
 
 from router.api import openai, ops
 from router.api.exchange import Exchange, RequestIds
-from router.api.metrics import RouterCollector
 from router.api.reply import SERVER_NAME, error_reply, json_reply
 from router.api.service import Service, Shared
 from router.api.sink import header_text
@@ -39,23 +38,25 @@ _OPS = frozenset({"/health", "/ready", "/metrics"})
 class Gateway:
     """The handler of the server. `service` may be replaced while requests are served."""
 
-    def __init__(self, service: Service, shared: Shared, reload: Callable[[], str | None]) -> None:
+    def __init__(
+        self, service: Service, shared: Shared, reload: Callable[[], Awaitable[str | None]]
+    ) -> None:
         self.service = service
         self._reload = reload
         self.shared = shared
         self._ids = RequestIds()
-        self._collector = RouterCollector(shared)
+        ops.answer_other_workers(shared, lambda: self.service)
         self._routes: dict[str, dict[str, Handler]] = {
             "": {"GET": _sync(ops.front), "POST": openai.hugging_face_inputs},
             "/chat/completions": {"POST": openai.chat_completions},
             "/embeddings": {"POST": openai.create_embeddings},
             "/models": {"GET": openai.list_models},
-            "/health": {"GET": _sync(ops.health)},
+            "/health": {"GET": ops.health},
             "/ready": {"GET": _sync(ops.ready)},
-            "/metrics": {"GET": self._metrics},
+            "/metrics": {"GET": ops.metrics},
             "/router/v1/explain": {"POST": ops.explain},
             "/router/v1/reload": {"POST": self._reload_now},
-            "/router/v1/status": {"GET": _sync(ops.status)},
+            "/router/v1/status": {"GET": ops.status},
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -137,13 +138,10 @@ class Gateway:
 
     async def _reload_now(self, exchange: Exchange) -> web.StreamResponse:
         ops.require_admin(exchange.authenticate())
-        refused = self._reload()
+        refused = await self._reload()
         if refused is not None:
             raise BadRequest(refused, code="configuration_refused")
         return json_reply({"reloaded": True}, headers=exchange.headers())
-
-    async def _metrics(self, exchange: Exchange) -> web.StreamResponse:
-        return ops.metrics(exchange, self._collector)
 
 
 def _is_from_here(request: web.BaseRequest) -> bool:
