@@ -19,7 +19,7 @@ from router.cli.main import DONE, FAILED, WRONG_USE
 from router.config.addresses import address_to_ask, is_loopback
 from router.config.load import find, load, parse
 from router.config.model import Config
-from router.daemon import Daemon, StartError
+from router.daemon import Alone, Daemon, StartError
 from router.demo import start as demo
 from router.types import Ladder, Task
 
@@ -69,7 +69,8 @@ async def _serve(options: argparse.Namespace) -> None:
 async def _run(config: Config, reread: Callable[[], Config] | None) -> None:
     for warning in config.warnings:
         logging.getLogger("rungway").warning("%s", warning)
-    await Daemon(config, reread, lambda url: announce(url, config)).run()
+    overseer = Alone(config.server, reread, lambda url: announce(url, config))
+    await Daemon(config, overseer).run()
 
 
 def _as_told(config: Config, options: argparse.Namespace) -> Config:
