@@ -54,11 +54,8 @@ class StartError(Exception):
 class Overseer(Protocol):
     """Who commands a daemon and is told of its steps."""
 
-    async def listen(self, server: Server) -> list[asyncio.Server]:
-        """Have the server's connections made from now on. Raises StartError."""
-
-    def watch(self, daemon: Daemon) -> None:
-        """Commands may come from now on."""
+    async def listen(self, daemon: Daemon, server: Server) -> list[asyncio.Server]:
+        """Have connections made, and command the daemon from now on. Raises StartError."""
 
     def listening(self, listeners: list[asyncio.Server]) -> None: ...
 
@@ -105,14 +102,13 @@ class Daemon:
             self._services = [service]
             self._gateway = Gateway(service, self._shared, self._overseer.reload)
             server = self._server()
-            listeners = await self._overseer.listen(server)
-            self._overseer.watch(self)
+            listeners = await self._overseer.listen(self, server)
             self._probe(service)
             self._overseer.listening(listeners)
             await self._stopping.wait()
             await self._drain(listeners, server)
             for service in self._services:
-                await _close_backends(service)
+                await close_backends(service)
         finally:
             await self.tasks.aclose()
             await self._client.aclose()
@@ -125,6 +121,11 @@ class Daemon:
         elif self._stopping.is_set():
             _log.info("stopping at once: ending %d calls", self._shared.observer.in_flight)
             self._at_once.set()
+        self._stopping.set()
+
+    def stop_at_once(self) -> None:
+        """End the calls under way with their last words, whatever was said before."""
+        self._at_once.set()
         self._stopping.set()
 
     def make(self, config: Config) -> Service:
@@ -191,7 +192,7 @@ class Daemon:
     async def _retire(self, service: Service) -> None:
         await asyncio.sleep(_RETIRE_S)
         self._services.remove(service)
-        await _close_backends(service)
+        await close_backends(service)
 
 
 class Alone:
@@ -212,7 +213,7 @@ class Alone:
         self._announce = announce
         self._daemon: Daemon | None = None
 
-    async def listen(self, server: Server) -> list[asyncio.Server]:
+    async def listen(self, daemon: Daemon, server: Server) -> list[asyncio.Server]:
         settings = self._settings
         loop = asyncio.get_running_loop()
         try:
@@ -221,14 +222,11 @@ class Alone:
             )
         except OSError as error:
             raise cannot_listen(settings, error) from error
-        return [listener]
-
-    def watch(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        return [listener]
 
     def listening(self, listeners: list[asyncio.Server]) -> None:
         self._announce(address(listeners[0].sockets[0].getsockname()))
@@ -281,7 +279,7 @@ def cannot_listen(settings: ServerSettings, error: OSError) -> StartError:
     return StartError(f"cannot listen on {where}: {error.strerror or error}")
 
 
-async def _close_backends(service: Service) -> None:
+async def close_backends(service: Service) -> None:
     for backend in service.backends.values():
         await backend.aclose()
 

@@ -14,7 +14,6 @@ _RATES = "rates are not enforced by this version: calls are not refused for it"
 _CACHE = "this version keeps no cache: every call goes upstream"
 
 PENDING: dict[str, str] = {
-    "server.workers": "this version runs in one process",
     "state.url": "this version keeps no state: nothing is written there",
     "cache.memory_mib": _CACHE,
     "cache.ttl_s": _CACHE,

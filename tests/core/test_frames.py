@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.frames import FRAME_BYTES_MAX, FrameError, FrameReader, frame
+from router.types import Json
 
-MESSAGES = [{"is": "event"}, {"is": "ask", "id": 3, "payload": {"a": [1, None, "ä"]}}, {}]
+MESSAGES: list[Json] = [
+    {"is": "event"},
+    {"is": "ask", "id": 3, "payload": {"a": [1, None, "ä"]}},
+    {},
+]
 
 
 @given(
@@ -20,7 +25,7 @@ MESSAGES = [{"is": "event"}, {"is": "ask", "id": 3, "payload": {"a": [1, None, "
 def test_messages_are_found_wherever_the_bytes_are_split(
     messages: list[dict[str, int]], cuts: list[int]
 ) -> None:
-    data = b"".join(map(frame, messages))
+    data = b"".join(frame(message) for message in messages)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     reader, found = FrameReader(), []
     for start, end in pairwise(edges):
@@ -30,7 +35,7 @@ def test_messages_are_found_wherever_the_bytes_are_split(
 
 def test_byte_by_byte() -> None:
     reader, found = FrameReader(), []
-    for byte in b"".join(map(frame, MESSAGES)):
+    for byte in b"".join(frame(message) for message in MESSAGES):
         found += reader.feed(bytes([byte]))
     assert found == MESSAGES
 

@@ -1,4 +1,4 @@
-"""A rung as several workers see it: counts add up, percentiles are of all calls, the worst shows."""
+"""A rung as several workers see it: counts add up, times are of all calls, the worst shows."""
 
 from __future__ import annotations
 
