@@ -42,7 +42,7 @@ class Channels:
         self._channels: dict[int, Channel] = {}
 
     def open(self, number: int) -> socket.socket:
-        """A new line for this worker; the end that it is to have."""
+        """A new line for this worker; the end that it is to have. Raises OSError."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)

@@ -40,7 +40,7 @@ _START_S = 60.0
 _END_S = 10.0
 # One that lived for so long did not fail at its start, and is started again at once.
 _LIVED_S = 10.0
-_AGAIN_S_FIRST, _AGAIN_S_MAX = 0.1, 5.0
+_AGAIN_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 _SIGNALS = (*worker.IGNORED, signal.SIGCHLD)
 
 
@@ -133,21 +133,37 @@ class Parent:
         if self._stops or self._round is not None:
             return
         for number, place in enumerate(self._places):
-            if place.child is None and place.due <= now:
-                self._start(number, place, now)
+            if place.child is not None or place.due > now:
+                continue
+            try:
+                place.child = _Child(self._start(number), now)
+            except OSError as error:
+                # Too many processes or open files: that may pass.
+                words = f"worker {number + 1} cannot be started: {error.strerror or error}"
+                if not self._is_announced:
+                    self._fail(words)
+                    return
+                self._put_off(place, now)
+                _log.error("%s", words)
 
-    def _start(self, number: int, place: _Place, now: float) -> None:
+    def _start(self, number: int) -> int:
+        """The new worker's process id. Raises OSError."""
         theirs = self._channels.open(number)
         sys.stdout.flush()
         sys.stderr.flush()
         # No signal may reach a worker that still has the parent's handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(number, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        theirs.close()
-        place.child = _Child(pid, now)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(number, theirs)
+        except OSError:
+            self._channels.forget(number)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            theirs.close()
+        return pid
 
     def _become_worker(self, number: int, channel: socket.socket) -> None:
         """In the new process; never returns."""
@@ -199,11 +215,17 @@ class Parent:
             self._fail(f"worker {number + 1} {how} before it was ready")
             return
         now = time.monotonic()
-        place.failures = 0 if now - child.began > _LIVED_S else place.failures + 1
-        wait_s = min(_AGAIN_S_MAX, _AGAIN_S_FIRST * 2.0 ** (place.failures - 1))
-        place.due = now + (wait_s if place.failures else 0.0)
+        if now - child.began > _LIVED_S:
+            place.failures = 0
+        self._put_off(place, now)
         self._restarts += 1
         _log.error("worker %d (process %d) %s: starting it again", number + 1, child.pid, how)
+
+    @staticmethod
+    def _put_off(place: _Place, now: float) -> None:
+        """The first time it is started again at once, then ever later."""
+        place.due = now + _AGAIN_S[min(place.failures, len(_AGAIN_S) - 1)]
+        place.failures += 1
 
     def _fail(self, words: str) -> None:
         """The start has failed, and its first reason is the one to tell."""
@@ -318,24 +340,25 @@ class Parent:
             case "prepared":
                 self._prepared(number, message)
 
-    def _tell_others(self, number: int, message: Json) -> int:
-        """How many were told."""
+    def _tell_others(self, number: int, message: Json) -> None:
+        """Who is still starting hears it when it has started."""
+        for other in range(len(self._places)):
+            if other != number:
+                self._channels.send(other, message)
+
+    def _ask(self, number: int, message: Json) -> None:
+        kind = message["kind"]
+        if "own" in message:
+            self._keep(number, kind, message.pop("own"))
         others = [
             other
             for other, place in enumerate(self._places)
             if other != number and place.child is not None and place.child.is_ready
         ]
         for other in others:
-            self._channels.send(other, message)
-        return len(others)
-
-    def _ask(self, number: int, message: Json) -> None:
-        kind = message["kind"]
-        if "own" in message:
-            self._keep(number, kind, message.pop("own"))
-        asked = self._tell_others(number, {**message, "from": number})
+            self._channels.send(other, {**message, "from": number})
         ended = {"families": self._families()} if kind in KEPT_KINDS else None
-        told = {"is": "asked", "id": message["id"], "others": asked, "ended": ended}
+        told = {"is": "asked", "id": message["id"], "others": len(others), "ended": ended}
         self._channels.send(number, told)
 
     def _keep(self, number: int, kind: str, payload: Json) -> None:

@@ -58,24 +58,28 @@ def test_another_address_of_the_same_port_is_another_daemon() -> None:
         pass
 
 
-def test_connections_wait_at_each_socket_whoever_serves_it() -> None:
-    with opened("127.0.0.1", 0) as found, contextlib.ExitStack() as clients:
-        for _ in range(64):
-            client = socket.create_connection(("127.0.0.1", port_of(found)), timeout=5)
+@pytest.mark.parametrize(("host", "workers"), [("127.0.0.1", 2), ("::1", 2), ("127.0.0.1", 5)])
+def test_connections_wait_at_each_socket_whoever_serves_it(host: str, workers: int) -> None:
+    with opened(host, 0, workers) as found, contextlib.ExitStack() as clients:
+        for _ in range(128):
+            client = socket.create_connection((host, port_of(found)), timeout=5)
             clients.enter_context(client)
-        waiting = [_accepted(one) for (one,) in found]
-    assert sum(waiting) == 64
-    assert min(waiting) > 0
+        ports = [_accepted(one) for (one,) in found]
+    assert sum(map(len, ports)) == 128
+    blocks = [{(port >> 4) % workers for port in mine} for mine in ports]
+    assert sorted(map(tuple, blocks)) == [(index,) for index in range(workers)]
 
 
-def _accepted(listener: socket.socket) -> int:
-    count = 0
+def _accepted(listener: socket.socket) -> list[int]:
+    """The ports of the clients whose connections waited there."""
+    ports: list[int] = []
     while True:
         try:
-            listener.accept()[0].close()
+            made, address = listener.accept()
         except BlockingIOError:
-            return count
-        count += 1
+            return ports
+        made.close()
+        ports.append(address[1])
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
