@@ -98,10 +98,12 @@ def families(shared: Shared, ladders: Mapping[str, Ladder]) -> Families:
 
 
 def of_all(gathered: Gathered) -> Families:
-    """What every worker counted, those that have ended too, and how many were heard."""
+    """What every worker counted, and how many were heard now.
+
+    Of one that is late, or has ended, what it last counted stands in: a counter never falls.
+    """
     parts: list[Families] = [one["families"] for one in gathered.answers]
-    if gathered.ended is not None:
-        parts.append(gathered.ended["families"])
+    parts += [samples.lasting(one["families"]) for one in gathered.kept]
     heard = gauge(
         "rungway_workers",
         "Worker processes: those there are, and those that this scrape heard.",

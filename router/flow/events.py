@@ -9,7 +9,7 @@ came within the limit. Payloads are JSON. What leads to the others is an `Outlet
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from router.types import Json
@@ -25,12 +25,13 @@ Answer = Callable[[Json], Json]
 class Gathered:
     """`answers` begins with this worker's own; `workers` is how many there are.
 
-    `ended` is what the parent keeps of workers that have ended, for the kinds of which it does.
+    `kept` is what the parent has for the kinds of which it keeps the last answers: those of workers
+    that did not answer now, and its own.
     """
 
     answers: list[Json]
     workers: int = 1
-    ended: Json | None = None
+    kept: list[Json] = field(default_factory=list)
 
 
 class Outlet(Protocol):

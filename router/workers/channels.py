@@ -56,6 +56,10 @@ class Channels:
         self._cut(channel)
         channel.end.close()
 
+    def numbers(self) -> set[int]:
+        """The workers that there are."""
+        return set(self._channels)
+
     def close_ours(self) -> None:
         """In a new worker: the others' lines are none of its business."""
         for channel in self._channels.values():

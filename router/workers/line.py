@@ -22,21 +22,24 @@ _log = logging.getLogger("rungway")
 UNSENT_BYTES_MAX = 32 << 20
 # Who asks beyond this hears of this worker alone.
 _ASKING_MAX = 64
-# The parent keeps the last answers to these, for when their worker ends.
+# The parent keeps the last answers to these, for when their worker is late or has ended.
 KEPT_KINDS = frozenset({"metrics"})
 
 
 @dataclass(slots=True, eq=False)
 class _Asking:
-    """One question under way. `others` None: not yet known how many were asked."""
+    """One question under way. `others` None: not yet known who was asked.
+
+    `answers` is by the worker's number; `kept` has pairs of one and what stands in for its answer.
+    """
 
     done: asyncio.Future[None]
-    answers: list[Json] = field(default_factory=list)
-    others: int | None = None
-    ended: Json | None = None
+    answers: dict[int, Json] = field(default_factory=dict)
+    others: set[int] | None = None
+    kept: list[tuple[int, Json]] = field(default_factory=list)
 
     def look(self) -> None:
-        if self.others is not None and len(self.answers) >= self.others and not self.done.done():
+        if self.others is not None and self.others <= set(self.answers) and not self.done.done():
             self.done.set_result(None)
 
 
@@ -93,8 +96,8 @@ class Line(asyncio.Protocol):
         number = self._asked
         asking = _Asking(asyncio.get_running_loop().create_future())
         self._asking[number] = asking
-        kept = {"own": own} if kind in KEPT_KINDS else {}
-        self.send({"is": "ask", "id": number, "kind": kind, "payload": payload, **kept})
+        mine = {"own": own} if kind in KEPT_KINDS else {}
+        self.send({"is": "ask", "id": number, "kind": kind, "payload": payload, **mine})
         try:
             async with asyncio.timeout(limit_s):
                 await asking.done
@@ -102,7 +105,8 @@ class Line(asyncio.Protocol):
             pass
         finally:
             del self._asking[number]
-        return Gathered([own, *asking.answers], self._workers, asking.ended)
+        kept = [payload for number, payload in asking.kept if number not in asking.answers]
+        return Gathered([own, *asking.answers.values()], self._workers, kept)
 
     def _take(self, message: Json) -> None:
         match message["is"]:
@@ -114,11 +118,11 @@ class Line(asyncio.Protocol):
                 self.send({"is": "answer", **where, "payload": answer})
             case "asked":
                 if (asking := self._asking.get(message["id"])) is not None:
-                    asking.others, asking.ended = message["others"], message["ended"]
+                    asking.others, asking.kept = set(message["others"]), message["kept"]
                     asking.look()
             case "answer":
                 if (asking := self._asking.get(message["id"])) is not None:
-                    asking.answers.append(message["payload"])
+                    asking.answers[message["from"]] = message["payload"]
                     asking.look()
             case _:
                 self._command(message)

@@ -4,8 +4,8 @@ It serves nothing. It has no event loop and no threads, so that it may fork at a
 shares what the parent has loaded, and begins within milliseconds. The listening sockets are the
 parent's, so a worker that ends leaves its backlog to the one that is started in its place.
 
-Signals are the parent's alone. A reload has two steps: every worker makes the new configuration,
-and only when all could does any of them serve it. systemd hears of the parent, once all are ready.
+Signals are the parent's alone, and systemd hears of it alone, once all are ready. `reloads.py` has
+what a reload asks of the workers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import cast
 
 from router.config.model import Config
 from router.core import samples
-from router.daemon import StartError, address, notify, refused_reload, tell_of_reload
-from router.errors import ConfigError
+from router.daemon import StartError, address, notify
 from router.types import Json
 from router.workers import worker
 from router.workers.channels import Channel, Channels
 from router.workers.line import KEPT_KINDS
+from router.workers.reloads import Reloads
 from router.workers.sockets import open_sockets
 
 _log = logging.getLogger("rungway")
@@ -64,18 +64,6 @@ class _Place:
     due: float = 0.0
 
 
-@dataclass(slots=True)
-class _Round:
-    """One reload under way. `waiting` are those that have not said whether they could."""
-
-    number: int
-    config: Config
-    askers: list[tuple[int, int]]
-    waiting: set[int]
-    deadline: float
-    refused: str | None = None
-
-
 class Parent:
     """`reread` gives the configuration anew and raises ConfigError; `announce` is called with the
     address once all workers are ready.
@@ -84,7 +72,6 @@ class Parent:
     def __init__(
         self, config: Config, reread: Callable[[], Config], announce: Callable[[str], None]
     ) -> None:
-        self._config = config
         self._settings = config.server
         self._reread = reread
         self._announce = announce
@@ -95,10 +82,7 @@ class Parent:
         self._failed: StartError | None = None
         self._stops = 0
         self._kill_at: float | None = None
-        self._round: _Round | None = None
-        self._rounds = 0
-        self._askers: list[tuple[int, int]] = []
-        self._wants_reload = False
+        self._reloads = Reloads(self._channels, config, reread)
         self._restarts = 0
         self._ended: samples.Families = []
 
@@ -130,7 +114,7 @@ class Parent:
 
     def _start_due(self, now: float) -> None:
         # While a reload is under way a new worker would not know which configuration is right.
-        if self._stops or self._round is not None:
+        if self._stops or self._reloads.deadline is not None:
             return
         for number, place in enumerate(self._places):
             if place.child is not None or place.due > now:
@@ -181,7 +165,7 @@ class Parent:
                         one.close()
             workers, sockets = len(self._places), self._places[number].sockets
             made = worker.Worker(number, workers, sockets, channel, self._reread)
-            code = worker.run(made, self._config, number, workers, channel)
+            code = worker.run(made, self._reloads.config, number, workers, channel)
         except BaseException:
             traceback.print_exc()
             raise
@@ -207,7 +191,7 @@ class Parent:
         if child.counted is not None:
             families = samples.lasting(child.counted["families"])
             self._ended = samples.merged([self._ended, families])
-        self._prepared(number, None)
+        self._reloads.lost(number)
         if self._stops:
             return
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
@@ -236,19 +220,15 @@ class Parent:
     # --- time and signals ---
 
     def _keep_time(self, now: float) -> None:
-        if self._round is not None and now > self._round.deadline:
-            late = ", ".join(str(number + 1) for number in sorted(self._round.waiting))
-            self._round.refused = self._round.refused or f"worker {late} did not answer in time"
-            self._round.waiting.clear()
-            self._conclude()
+        self._reloads.keep_time(now)
         if self._kill_at is not None and now > self._kill_at:
             self._kill()
             self._kill_at = None
 
     def _wait(self, now: float) -> None:
         times = [place.due for place in self._places if place.child is None and not self._stops]
-        if self._round is not None:
-            times = [self._round.deadline]
+        if self._reloads.deadline is not None:
+            times = [self._reloads.deadline]
         if self._kill_at is not None:
             times.append(self._kill_at)
         if not self._is_announced:
@@ -291,12 +271,11 @@ class Parent:
     def _hear_signals(self) -> None:
         for number in self._heard.recv(1 << 10):
             if number == signal.SIGHUP:
-                self._wants_reload = True
+                self._reload(None)
             elif number != signal.SIGCHLD:
                 self._stop()
         # Also after other signals: one that tells of a child may have been lost among many.
         self._reap()
-        self._reload_if_wanted()
 
     def _stop(self) -> None:
         """Each worker drains; the second time it ends its calls; the third, everything ends."""
@@ -306,7 +285,7 @@ class Parent:
             for place in self._places:
                 for one in place.sockets:
                     one.close()
-            self._kill_at = time.monotonic() + self._config.server.drain_s + _END_S
+            self._kill_at = time.monotonic() + self._reloads.config.server.drain_s + _END_S
         if self._stops > 2:
             self._kill()
         for number in range(len(self._places)):
@@ -327,7 +306,7 @@ class Parent:
                 self._ask(number, message)
             case "answer":
                 self._keep(number, message["kind"], message["payload"])
-                self._channels.send(message["to"], message)
+                self._channels.send(message["to"], {**message, "from": number})
             case "ready":
                 self._ready(number)
             case "failed":
@@ -335,10 +314,9 @@ class Parent:
                 if not self._is_announced:
                     self._fail(message["words"])
             case "reload":
-                self._askers.append((number, message["id"]))
-                self._reload_if_wanted()
+                self._reload((number, message["id"]))
             case "prepared":
-                self._prepared(number, message)
+                self._reloads.prepared(number, message)
 
     def _tell_others(self, number: int, message: Json) -> None:
         """Who is still starting hears it when it has started."""
@@ -357,14 +335,23 @@ class Parent:
         ]
         for other in others:
             self._channels.send(other, {**message, "from": number})
-        ended = {"families": self._families()} if kind in KEPT_KINDS else None
-        told = {"is": "asked", "id": message["id"], "others": len(others), "ended": ended}
+        kept = self._kept(number) if kind in KEPT_KINDS else []
+        told = {"is": "asked", "id": message["id"], "others": others, "kept": kept}
         self._channels.send(number, told)
 
     def _keep(self, number: int, kind: str, payload: Json) -> None:
         child = self._places[number].child
         if kind in KEPT_KINDS and child is not None:
             child.counted = payload
+
+    def _kept(self, number: int) -> list[tuple[int, Json]]:
+        """What stands in for the others, should they not answer; the parent is number -1."""
+        last = [
+            (other, place.child.counted)
+            for other, place in enumerate(self._places)
+            if other != number and place.child is not None and place.child.counted is not None
+        ]
+        return [*last, (-1, {"families": self._families()})]
 
     def _families(self) -> samples.Families:
         restarts = samples.counter(
@@ -388,56 +375,6 @@ class Parent:
             self._announce(self._url)
             notify("READY=1")
 
-    # --- reload ---
-
-    def _reload_if_wanted(self) -> None:
-        if self._round is not None or self._stops or not (self._wants_reload or self._askers):
-            return
-        askers, self._askers, self._wants_reload = self._askers, [], False
-        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        try:
-            config = self._reread()
-        except ConfigError as error:
-            self._tell_of(askers, refused_reload(str(error)))
-            return
-        self._rounds += 1
-        waiting = {number for number, place in enumerate(self._places) if place.child is not None}
-        deadline = time.monotonic() + worker.RELOAD_S
-        self._round = _Round(self._rounds, config, askers, waiting, deadline)
-        for number in waiting:
-            self._channels.send(number, {"is": "prepare", "round": self._rounds})
-        self._conclude()
-
-    def _prepared(self, number: int, message: Json | None) -> None:
-        """A worker could or could not, or None: it has ended, and will begin with the outcome."""
-        current = self._round
-        if current is None or (message is not None and message["round"] != current.number):
-            return
-        current.waiting.discard(number)
-        if message is not None and current.refused is None:
-            if message["refused"] is None and message["digest"] != current.config.digest:
-                current.refused = "the file changed while it was read; reload again"
-            else:
-                current.refused = message["refused"]
-        self._conclude()
-
-    def _conclude(self) -> None:
-        current = self._round
-        if current is None or current.waiting:
-            return
-        self._round = None
-        verdict = "forget" if current.refused is not None else "adopt"
-        for number in range(len(self._places)):
-            self._channels.send(number, {"is": verdict})
-        if current.refused is not None:
-            self._tell_of(current.askers, refused_reload(current.refused))
-        else:
-            self._config = current.config
-            tell_of_reload(self._settings, current.config)
-            self._tell_of(current.askers, None)
-        self._reload_if_wanted()
-
-    def _tell_of(self, askers: list[tuple[int, int]], refused: str | None) -> None:
-        notify("READY=1")
-        for number, asked in askers:
-            self._channels.send(number, {"is": "reloaded", "id": asked, "refused": refused})
+    def _reload(self, asker: tuple[int, int] | None) -> None:
+        if not self._stops:
+            self._reloads.ask(asker)

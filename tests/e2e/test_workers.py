@@ -65,6 +65,17 @@ def write_config(
     return path
 
 
+@asynccontextmanager
+async def serving(*arguments: str, log: Path, **environ: str) -> AsyncIterator[Running]:
+    """The daemon, started and ended beside the loop, on which its upstream is."""
+    process = daemon(*arguments, log=log, **environ)
+    running = await asyncio.to_thread(process.__enter__)
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(process.__exit__, None, None, None)
+
+
 def workers_of(running: Running) -> list[int]:
     pid = running.process.pid
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -116,7 +127,7 @@ CALLS = "rungway_calls_total chat ok b/org/m"
 async def test_both_serve_and_their_numbers_add_up(tmp_path: Path) -> None:
     async with FakeUpstream(answering) as up:
         config = write_config(tmp_path, up.url)
-        with daemon("--config", str(config), log=tmp_path / "log") as running:
+        async with serving("--config", str(config), log=tmp_path / "log") as running:
             assert len(workers_of(running)) == 2
             async with connections(running.url) as client:
                 answers = await asyncio.gather(*(chat(client) for _ in range(64)))
@@ -139,14 +150,14 @@ async def test_both_serve_and_their_numbers_add_up(tmp_path: Path) -> None:
                     assert rung["total_ms"]["p50"] > 0
                 for health in (await of_both(client, "/health")).values():
                     assert health["workers"] == {"heard": 2, "all": 2}
-            assert running.stop() == 0
+            assert await asyncio.to_thread(running.stop) == 0
 
 
 async def test_a_killed_worker_comes_back_and_its_backlog_is_served(tmp_path: Path) -> None:
     async with FakeUpstream(answering) as up:
         config = write_config(tmp_path, up.url)
         log = tmp_path / "log"
-        with daemon("--config", str(config), log=log) as running:
+        async with serving("--config", str(config), log=log) as running:
             async with connections(running.url) as client:
                 for _ in range(4):
                     await asyncio.gather(*(chat(client) for _ in range(16)))
@@ -160,6 +171,7 @@ async def test_a_killed_worker_comes_back_and_its_backlog_is_served(tmp_path: Pa
                 assert waiting
                 found = await scraped_by_the_other(client)
                 assert found["rungway_workers heard"] == 1
+                assert found[CALLS] == 64 + len(served), "a counter never falls"
                 os.kill(first, signal.SIGKILL)
                 answers = await asyncio.gather(*calls)
                 assert {status for status, _ in answers} == {200}
@@ -170,7 +182,7 @@ async def test_a_killed_worker_comes_back_and_its_backlog_is_served(tmp_path: Pa
                 assert found[CALLS] == 64 + 32, "what the killed one had counted stays counted"
                 assert found["rungway_worker_restarts_total"] == 1
                 assert len(await of_both(client, "/health")) == 2
-            assert running.stop() == 0
+            assert await asyncio.to_thread(running.stop) == 0
         text = log.read_text()
         assert "was ended by signal 9: starting it again" in text
         assert "serves again" in text
@@ -190,7 +202,7 @@ async def test_others_serve_while_one_is_killed_again_and_again(tmp_path: Path) 
     """Who had a connection to the killed one may lose it; nobody else notices."""
     async with FakeUpstream(answering) as up:
         config = write_config(tmp_path, up.url)
-        with daemon("--config", str(config), log=tmp_path / "log") as running:
+        async with serving("--config", str(config), log=tmp_path / "log") as running:
             survivor = workers_of(running)[1]
             async with connections(running.url) as client:
                 outcomes: Counter[str] = Counter()
@@ -223,7 +235,7 @@ async def test_a_reload_is_taken_by_all_or_none(tmp_path: Path) -> None:
     async with FakeUpstream(answering) as up:
         config = write_config(tmp_path, up.url)
         log = tmp_path / "log"
-        with daemon("--config", str(config), log=log) as running:
+        async with serving("--config", str(config), log=log) as running:
             async with connections(running.url) as client:
 
                 async def models() -> list[list[str]]:
@@ -269,7 +281,7 @@ async def test_a_drain_ends_the_calls_of_all(tmp_path: Path) -> None:
 
     async with FakeUpstream(streaming) as up:
         config = write_config(tmp_path, up.url)
-        with daemon("--config", str(config), log=tmp_path / "log") as running:
+        async with serving("--config", str(config), log=tmp_path / "log") as running:
             async with connections(running.url) as client:
                 answers = [await client.post(CHAT, json={**HI, "stream": True}) for _ in range(16)]
                 assert len({who(answer.headers) for answer in answers}) == 2
@@ -302,7 +314,7 @@ async def test_a_second_signal_ends_the_calls_of_all(tmp_path: Path) -> None:
     async with FakeUpstream(hanging) as up:
         config = write_config(tmp_path, up.url)
         log = tmp_path / "log"
-        with daemon("--config", str(config), log=log) as running:
+        async with serving("--config", str(config), log=log) as running:
             streams = [await raw_stream(running.url) for _ in range(16)]
             running.process.send_signal(signal.SIGINT)
             told = "stopping: waiting up to 30 s for"
@@ -332,7 +344,7 @@ async def test_nobody_joins_the_port(tmp_path: Path) -> None:
         config = write_config(tmp_path, up.url)
         alone = tmp_path / "alone.toml"
         alone.write_text(config.read_text().replace("workers = 2", "workers = 1"))
-        with daemon("--config", str(config), log=tmp_path / "log") as running:
+        async with serving("--config", str(config), log=tmp_path / "log") as running:
             port = running.url.rpartition(":")[2]
             for host in ("127.0.0.1", "localhost"):
                 for path in (config, alone):
@@ -346,7 +358,7 @@ async def test_nobody_joins_the_port(tmp_path: Path) -> None:
 async def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     async with FakeUpstream(answering) as up:
         config = write_config(tmp_path, up.url)
-        with daemon("--config", str(config), log=tmp_path / "log") as running:
+        async with serving("--config", str(config), log=tmp_path / "log") as running:
             workers = workers_of(running)
             running.process.kill()
             await asyncio.to_thread(until, lambda: not any(is_alive(pid) for pid in workers))
@@ -361,7 +373,7 @@ async def test_what_one_worker_learns_of_a_rung_the_other_knows(tmp_path: Path) 
 
     async with FakeUpstream(busy) as up:
         config = write_config(tmp_path, up.url)
-        with daemon("--config", str(config), log=tmp_path / "log") as running:
+        async with serving("--config", str(config), log=tmp_path / "log") as running:
             async with connections(running.url) as client:
                 assert (await chat(client))[0] == 429
                 asked = sum(one.method == "POST" for one in up.requests)
@@ -394,7 +406,7 @@ async def test_systemd_hears_of_the_parent_alone(tmp_path: Path) -> None:
                 return data.partition(b"\n")[0], int.from_bytes(extra[0][2][:4], sys.byteorder)
 
             log = tmp_path / "log"
-            with daemon("--config", str(config), log=log, NOTIFY_SOCKET=path) as running:
+            async with serving("--config", str(config), log=log, NOTIFY_SOCKET=path) as running:
                 parent = running.process.pid
                 assert hear() == (b"READY=1", parent)
                 running.process.send_signal(signal.SIGHUP)
@@ -441,12 +453,13 @@ def test_a_worker_that_cannot_start_fails_the_start_with_its_words(tmp_path: Pat
 async def test_commands_see_one_daemon_with_the_limits_of_its_file(tmp_path: Path) -> None:
     async with FakeUpstream(answering) as up:
         config = write_config(tmp_path, up.url, rung="max_in_flight = 9")
-        with daemon("--config", str(config), log=tmp_path / "log") as running:
+        async with serving("--config", str(config), log=tmp_path / "log") as running:
             code, out, _ = await asyncio.to_thread(
                 rungway, "explain", "--url", running.url, cwd=tmp_path, stdin=json.dumps(HI)
             )
             assert (code, "take  b/org/m" in out) == (0, True)
-            assert httpx.get(f"{running.url}/ready").status_code == 200
+            ready = await asyncio.to_thread(httpx.get, f"{running.url}/ready")
+            assert ready.status_code == 200
             code, out, _ = await asyncio.to_thread(
                 rungway, "status", cwd=tmp_path, RUNGWAY_URL=running.url
             )

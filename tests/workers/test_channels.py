@@ -165,28 +165,31 @@ async def test_who_gathers_hears_all_and_no_later_than_the_limit(wired: Wired) -
         {"x": 1},
         False,
     )
-    await parent.say({"is": "answer", "id": ask["id"], "payload": {"a": 1}})
-    await parent.say({"is": "asked", "id": ask["id"], "others": 2, "ended": None})
-    await parent.say({"is": "answer", "id": ask["id"], "payload": {"b": 2}})
+    await parent.say({"is": "answer", "id": ask["id"], "from": 1, "payload": {"a": 1}})
+    await parent.say({"is": "asked", "id": ask["id"], "others": [1, 2], "kept": []})
+    await parent.say({"is": "answer", "id": ask["id"], "from": 2, "payload": {"b": 2}})
     assert await asking == Gathered([{"echo": {"x": 1}}, {"a": 1}, {"b": 2}], 3)
     # Nobody answers, and what comes too late is for nobody.
     assert await events.gather("status", {"x": 2}, limit_s=0.01) == Gathered(
         [{"echo": {"x": 2}}], 3
     )
     late = await parent.heard()
-    await parent.say({"is": "answer", "id": late["id"], "payload": {}})
-    await parent.say({"is": "asked", "id": late["id"], "others": 1, "ended": None})
+    await parent.say({"is": "answer", "id": late["id"], "from": 1, "payload": {}})
+    await parent.say({"is": "asked", "id": late["id"], "others": [1], "kept": []})
 
 
 async def test_what_the_parent_keeps_goes_with_the_question(wired: Wired) -> None:
     events, parent = wired.events, wired.parent
     events.answers("metrics", lambda _: {"families": []})
-    asking = asyncio.ensure_future(events.gather("metrics", {}, limit_s=5))
+    asking = asyncio.ensure_future(events.gather("metrics", {}, limit_s=0.1))
     ask = await parent.heard()
     assert ask["own"] == {"families": []}
-    ended = {"families": [{"name": "x"}]}
-    await parent.say({"is": "asked", "id": ask["id"], "others": 0, "ended": ended})
-    assert (await asking).ended == ended
+    last = [[1, {"n": 1}], [2, {"n": 2}], [-1, {"n": "the parent's own"}]]
+    await parent.say({"is": "asked", "id": ask["id"], "others": [1, 2], "kept": last})
+    await parent.say({"is": "answer", "id": ask["id"], "from": 2, "payload": {"n": 3}})
+    gathered = await asking
+    assert gathered.answers == [{"families": []}, {"n": 3}]
+    assert gathered.kept == [{"n": 1}, {"n": "the parent's own"}], "who answered needs no stand-in"
 
 
 async def test_a_worker_answers_and_hears_and_obeys(wired: Wired) -> None:
@@ -214,7 +217,7 @@ async def test_a_flood_of_questions_is_answered_from_here(wired: Wired) -> None:
     assert await asking[64] == Gathered([{"echo": {}}], 3)
     for _ in range(64):
         ask = await parent.heard()
-        await parent.say({"is": "asked", "id": ask["id"], "others": 0, "ended": None})
+        await parent.say({"is": "asked", "id": ask["id"], "others": [], "kept": []})
     await asyncio.gather(*asking)
 
 
