@@ -24,20 +24,18 @@ from typing import Any, Protocol
 
 from router.api.gateway import Gateway
 from router.api.server import Server
-from router.api.service import Service, Shared
-from router.app import make_service
+from router.api.service import Service
+from router.app import close_shared, open_shared, prepare_service, take_up
 from router.config.model import Config
 from router.config.schema import Server as ServerSettings
 from router.config.secrets import SecretError
 from router.errors import ConfigError
-from router.flow.board import Board
 from router.flow.events import Events
-from router.flow.ledger import Ledger
-from router.flow.observe import Observer, write_to_stderr
+from router.flow.observe import write_to_stderr
 from router.flow.probes import probe_forever
 from router.flow.tasks import Tasks
+from router.store.base import StateRefused
 from router.transport.http import HttpClient
-from router.types import Json
 
 _log = logging.getLogger("rungway")
 BACKLOG = 1024
@@ -85,20 +83,21 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until told to stop. Raises StartError."""
-        self._shared = Shared(
-            board=Board(time.monotonic, tell=self._tell),
-            ledger=Ledger(),
-            observer=Observer(write_to_stderr, time.time),
-            tasks=self.tasks,
-            clock=time.monotonic,
-            events=self.events,
-        )
+        try:
+            shared = await open_shared(
+                self._config, self._environ, write_to_stderr, self.tasks, self.events
+            )
+        except StateRefused as error:
+            await self.tasks.aclose()
+            raise StartError(str(error)) from error
+        self._shared = shared
         self._client = HttpClient()
         try:
             try:
                 service = self.make(self._config)
             except SecretError as error:
                 raise StartError(str(error)) from error
+            take_up(self._config, shared)
             self._services = [service]
             self._gateway = Gateway(service, self._shared, self._overseer.reload)
             server = self._server()
@@ -110,7 +109,7 @@ class Daemon:
             for service in self._services:
                 await close_backends(service)
         finally:
-            await self.tasks.aclose()
+            await close_shared(shared)
             await self._client.aclose()
 
     def stop(self) -> None:
@@ -130,18 +129,16 @@ class Daemon:
 
     def make(self, config: Config) -> Service:
         """A service of this configuration, not yet used. Raises SecretError."""
-        return make_service(config, self._shared, self._client, self._environ)
+        return prepare_service(config, self._shared, self._client, self._environ)
 
     def adopt(self, config: Config, service: Service) -> None:
         """Serve this from now on; the calls under way keep what they began with."""
+        take_up(config, self._shared)
         old, self._gateway.service, self._config = self._gateway.service, service, config
         self._probe(service)
         self._services.append(service)
         self._shared.board.reopen()
         self.tasks.spawn(self._retire(old), "retire the old configuration")
-
-    def _tell(self, event: Json) -> None:
-        self.events.publish("board", event)
 
     def _server(self) -> Server:
         settings = self._config.server

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -15,11 +14,9 @@ import orjson
 from router.api.gateway import Gateway
 from router.api.server import Server
 from router.api.service import Shared
-from router.app import make_service
+from router.app import close_shared, make_service, open_shared
 from router.config.load import parse
-from router.flow.board import Board
-from router.flow.ledger import Ledger
-from router.flow.observe import Observer
+from router.config.schema import State
 from router.flow.tasks import Tasks
 from router.transport.http import HttpClient
 
@@ -65,15 +62,13 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
     """Serve this configuration in this environment. Raises ConfigError."""
     lines: list[Any] = []
     tasks = Tasks()
-    shared = Shared(
-        board=Board(time.monotonic),
-        ledger=Ledger(),
-        observer=Observer(lambda line: lines.append(orjson.loads(line)), time.time),
-        tasks=tasks,
-        clock=time.monotonic,
+    config = parse(config_text, "test.toml", environ)
+    if "[state]" not in config_text:
+        config = replace(config, state=State(url="memory://"))
+    shared = await open_shared(
+        config, environ, lambda line: lines.append(orjson.loads(line)), tasks
     )
     upstream = HttpClient()
-    config = parse(config_text, "test.toml", environ)
     service = make_service(config, shared, upstream, environ)
     gateway = Gateway(service, shared, _no_reload)
     server = Server(
@@ -95,7 +90,7 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
         await server.shutdown(1)
         for backend in service.backends.values():
             await backend.aclose()
-        await tasks.aclose()
+        await close_shared(shared)
         await upstream.aclose()
 
 

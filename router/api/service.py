@@ -14,10 +14,14 @@ from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
 from router.flow.board import Board
 from router.flow.events import Events
+from router.flow.issuing import Issuer
+from router.flow.keys import KeyBook
 from router.flow.ledger import Ledger
 from router.flow.observe import Observer
 from router.flow.pipeline import Pipeline
+from router.flow.renewal import Books
 from router.flow.tasks import Tasks
+from router.store.base import Store
 
 # Turns the token ids of one input into its text; None where the tokenizer is not installed.
 DecodeTokens = Callable[[list[int]], str]
@@ -54,7 +58,11 @@ class Shared:
     """
 
     board: Board
+    store: Store
+    books: Books
     ledger: Ledger
+    keys: KeyBook
+    issuer: Issuer
     observer: Observer
     tasks: Tasks
     clock: Callable[[], float]

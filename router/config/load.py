@@ -199,7 +199,7 @@ class _Reader:
         checks.check_ladder_names(made, ladder_names, server.default_ladder, report)
         checks.check_digests(keys, report)
         checks.warn_of_nothing(server, ladders, keys, report)
-        checks.warn_of_shares(server.workers, made, keys, report)
+        checks.warn_of_shares(server.workers, made, report)
         by_digest = {
             bytes.fromhex(raw.sha256): checks.key(name, raw, ladder_names, self._environ, report)
             for name, raw in keys.items()

@@ -55,7 +55,9 @@ class ChunkWatch:
         self._called_tools: set[int] = set()
         self._last: Json = {}
         self.usage: Usage | None = None
+        # All that was produced: text, reasoning, refusals, the calls of tools.
         self.content_chars = 0
+        self.content_chunks = 0
         self.chunks = 0
 
     @property
@@ -104,14 +106,15 @@ class ChunkWatch:
         self._last = chunk
         return Seen(self._written(chunk) if changed else payload, commits)
 
-    def closing_payloads(self) -> list[bytes]:
-        """Finish chunks for the choices that `[DONE]` left without one (TGI's tool calls)."""
+    def closing_payloads(self, cut: str | None = None) -> list[bytes]:
+        """Finish chunks for the choices that `[DONE]` left without one (TGI's tool calls), or for
+        those of an answer that is cut here, for the reason given."""
         payloads = []
         for index, finished in self._finished.items():
             if not finished:
-                reason = "tool_calls" if index in self._called_tools else "stop"
+                reason = cut or ("tool_calls" if index in self._called_tools else "stop")
                 choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
-                self._finished[index] = True
+                self._finished[index] = cut is None
                 payloads.append(self._written({**_head(self._last), "choices": [choice]}))
         return payloads
 
@@ -135,14 +138,23 @@ class ChunkWatch:
         delta = choice.get("delta")
         if type(delta) is not dict:
             return bool(finish)
-        content = delta.get("content")
-        if type(content) is str:
-            self.content_chars += len(content)
-        if delta.get("tool_calls"):
-            self._called_tools.add(index)
-        return bool(finish) or any(
-            value for name, value in delta.items() if name != "role" and value is not None
-        )
+        chars = 0
+        has_more = False
+        for name, value in delta.items():
+            if not value or name == "role":
+                continue
+            has_more = True
+            if type(value) is str:
+                # Reasoning has two names here (`_mend`), but was produced once.
+                if name != "reasoning_content":
+                    chars += len(value)
+            elif name == "tool_calls":
+                self._called_tools.add(index)
+                chars += _call_chars(value)
+        if chars:
+            self.content_chars += chars
+            self.content_chunks += 1
+        return has_more or bool(finish)
 
     def _mend(self, choice: Json) -> bool:
         """Repair the choice in place; whether anything had to be."""
@@ -167,6 +179,16 @@ class ChunkWatch:
                     call["index"] = position
                     changed = True
         return changed
+
+
+def _call_chars(calls: Any) -> int:
+    chars = 0
+    for call in calls if type(calls) is list else ():
+        function = call.get("function") if type(call) is dict else None
+        if type(function) is dict:
+            for part in (function.get("name"), function.get("arguments")):
+                chars += len(part) if type(part) is str else 0
+    return chars
 
 
 def known_finish(reason: Any, who: str) -> Any:

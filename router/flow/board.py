@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from router.backends.base import Probe, State
 from router.core import rung_rows
+from router.core.estimate import Estimates
 from router.core.ladder import RungView
 from router.errors import UpstreamBusy, UpstreamError
 from router.flow.gate import Gate
@@ -61,6 +62,7 @@ class Board:
         self._tell = tell
         self._rungs: dict[str, _RungState] = {}
         self._backends: dict[str, _BackendState] = {}
+        self._estimates: dict[str, Estimates] = {}
         self.alarms: dict[str, int] = defaultdict(int)
         self.hedges: dict[str, int] = defaultdict(int)
 
@@ -92,6 +94,13 @@ class Board:
     def view(self, ladder: Ladder, rung: Rung, priority: int = 0) -> RungView:
         """What the plan may know of one rung now."""
         return self._view(ladder, rung, self._clock(), priority)
+
+    def estimates(self, rung: Rung) -> Estimates:
+        """What is known of the rung's tokens; it outlives a reload."""
+        known = self._estimates.get(rung.name)
+        if known is None:
+            known = self._estimates[rung.name] = Estimates()
+        return known
 
     def gate(self, ladder: Ladder, rung: Rung) -> Gate:
         return self._rung(ladder, rung).gate

@@ -21,6 +21,8 @@ from typing import Any
 
 import orjson
 
+from router.core.accounts import to_usd
+from router.flow.ledger import Admission
 from router.types import Call, ChatCall, Json, Rung, Task, Usage
 
 # The OpenTelemetry GenAI conventions' buckets for client operations.
@@ -59,7 +61,10 @@ class AttemptRecord:
 
 @dataclass(slots=True)
 class Record:
-    """All that is noted of one call. Times are seconds since the call arrived."""
+    """All that is noted of one call. Times are seconds since the call arrived.
+
+    `usage` and `nanousd` are of all its attempts; `admission` is what they are charged to.
+    """
 
     call_id: str
     route: str
@@ -71,6 +76,8 @@ class Record:
     attempts: list[AttemptRecord] = field(default_factory=list)
     rung: Rung | None = None
     usage: Usage | None = None
+    nanousd: int = 0
+    admission: Admission | None = None
     first_token_s: float | None = None
     total_s: float = 0.0
     status: int = 0
@@ -192,6 +199,7 @@ class Observer:
             line["input_tokens"] = record.usage.input_tokens
             line["output_tokens"] = record.usage.output_tokens
             line["estimated"] = record.usage.estimated
+            line["cost_usd"] = to_usd(record.nanousd)
         if record.client_request_id:
             line["client_request_id"] = record.client_request_id
         return _json_line(line)

@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
-from router.backends.base import Backend, ChatAttempt, EmbedAttempt
+from router.backends.base import Backend, ChatAttempt, EmbedAttempt, State
 from router.core import ladder
-from router.core.ladder import Step
+from router.core.embeddings import estimate_tokens
+from router.core.ladder import Step, Unaffordable
 from router.core.retry import RetryBudget, RetrySettings
 from router.errors import (
+    CallerError,
     ConnectFailed,
     Draining,
     InternalFault,
+    QuotaUsedUp,
     RouterError,
+    StateUnavailable,
     UpstreamError,
     UpstreamTimeout,
 )
 from router.flow import relay
 from router.flow.board import Board
 from router.flow.canaries import Canaries
+from router.flow.charge import Charge
 from router.flow.continuity import Continuity
 from router.flow.gate import Gate, NotLetIn, Place, counts
 from router.flow.hedge import Run, race
@@ -35,7 +41,7 @@ from router.flow.observe import AttemptRecord, Observer, Record
 from router.flow.progress import Progress
 from router.flow.relay import together
 from router.flow.sink import Provenance, Sink
-from router.types import Call, ChatCall, Ladder, Rung
+from router.types import Call, ChatCall, Key, Ladder, Price, Rung
 
 _log = logging.getLogger("rungway")
 
@@ -71,7 +77,8 @@ class Pipeline:
         """
         started = self._clock()
         record.of_call(call)
-        hold = self._ledger.admit(call.key, body_bytes)
+        admission = await self._ledger.admit(call.key, body_bytes)
+        record.admission = admission
         self._observer.in_flight += 1
         task = asyncio.current_task()
         assert task is not None
@@ -90,13 +97,13 @@ class Pipeline:
         finally:
             self._serving.discard(task)
             self._observer.in_flight -= 1
-            self._ledger.settle(hold, record.usage)
+            self._ledger.leave(admission, call.ladder.name)
             record.total_s = self._clock() - started
 
     def plan(self, call: Call) -> list[Step]:
         """Which rungs this call would try now, and why not the others."""
         views = self._board.views(call.ladder, call.key.priority)
-        return ladder.plan(call, views, self._unable)
+        return ladder.plan(call, views, self._unable, self._unaffordable)
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
@@ -186,7 +193,7 @@ class Pipeline:
             return
         budget = self._hedging(rules)
         budget.deposit(self._clock())
-        beside = replace(record, attempts=[], usage=None, first_token_s=None)
+        beside = replace(record, attempts=[], usage=None, nanousd=0, first_token_s=None)
 
         def second() -> Run | None:
             other = next((one for one in later if self._has_room(progress, [one])), None)
@@ -257,11 +264,13 @@ class Pipeline:
             )
         finally:
             progress.queue_left_s -= self._clock() - waits_since
+        charge = await self._hold(call, rung, record, gate, place)
         attempt = AttemptRecord(rung, "failed")
         record.attempts.append(attempt)
         began, is_first = self._clock(), record.first_token_s is None
         try:
-            await self._relay(progress, rung, sink, record, started, gate, place)
+            with _settling(charge, record):
+                await self._relay(progress, charge, rung, sink, record, started, gate, place)
         except UpstreamError as error:
             attempt.cause = error.cause
             if sink.is_committed:
@@ -280,9 +289,35 @@ class Pipeline:
         first_s = record.first_token_s if is_first else None
         gate.served(place, None if first_s is None else first_s - (began - started))
 
+    async def _hold(
+        self, call: Call, rung: Rung, record: Record, gate: Gate, place: Place
+    ) -> Charge:
+        """Set aside what an attempt may cost. Raises NotLetIn where the key cannot pay for it."""
+        assert record.admission is not None
+        view = self._board.view(call.ladder, rung)
+        charge = Charge(
+            self._ledger,
+            record.admission,
+            call,
+            rung,
+            rung.price or view.learned_price,
+            self._board.estimates(rung),
+            self._clock,
+        )
+        try:
+            await charge.open(ladder.abilities(rung, view.learned).context)
+        except (CallerError, StateUnavailable) as refused:
+            gate.left(place)
+            raise NotLetIn(refused.message, _money_cause(refused), refused.retry_after_s) from None
+        except BaseException:
+            gate.left(place)
+            raise
+        return charge
+
     async def _relay(
         self,
         progress: Progress,
+        charge: Charge,
         rung: Rung,
         sink: Sink,
         record: Record,
@@ -290,25 +325,24 @@ class Pipeline:
         gate: Gate,
         place: Place,
     ) -> None:
-        call = progress.call
+        call = charge.call
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
+        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
         if not isinstance(call, ChatCall):
-            provenance = Provenance(rung, len(record.attempts))
             embed = EmbedAttempt(call, rung, connect_s, self._answer_bytes_max)
-            await relay.embeddings(backend, embed, sink, record, provenance, self._canaries)
+            await relay.embeddings(backend, embed, charge, sink, provenance, self._canaries)
             return
-        provenance = Provenance(rung, len(record.attempts), call.clamped_to)
         chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
         if not call.stream:
-            await relay.answer(backend, chat, sink, record, provenance)
+            await relay.answer(backend, chat, charge, sink, provenance)
             return
 
         def speaks() -> float:
             gate.spoke(place)
             return self._clock() - started
 
-        await relay.stream(backend, chat, sink, record, provenance, speaks, progress)
+        await relay.stream(backend, chat, charge, sink, record, provenance, speaks, progress)
 
     async def _retries(
         self,
@@ -337,7 +371,11 @@ class Pipeline:
     def _recheck(self, progress: Progress, step: Step) -> None:
         call = progress.call
         ladder.recheck(
-            step, call, self._board.view(call.ladder, step.rung, call.key.priority), self._unable
+            step,
+            call,
+            self._board.view(call.ladder, step.rung, call.key.priority),
+            self._unable,
+            self._unaffordable,
         )
         progress.recheck(step, self.continuity)
 
@@ -374,6 +412,26 @@ class Pipeline:
     def _unable(self, call: Call, rung: Rung) -> str | None:
         return self._backends[rung.backend].unable(call, rung)
 
+    def _unaffordable(self, call: Call, rung: Rung, price: Price | None) -> Unaffordable | None:
+        """Why the key cannot pay for this rung, as far as is known before anything is held."""
+        key = call.key
+        if price is None and not key.allow_unpriced and _has_money_limit(key):
+            if self._board.probe_of(rung.backend).state is State.UNKNOWN:
+                return Unaffordable("its price was not asked for yet", "state", 1.0)
+            words = (
+                "its price is unknown, and the key has a money limit: give the rung its "
+                "usd_per_mtok, or the key allow_unpriced"
+            )
+            return Unaffordable(words, "unpriced")
+        if isinstance(call, ChatCall):
+            tokens = call.needs.prompt_tokens_min
+        else:
+            tokens = estimate_tokens(call.inputs) // 2
+        refused = self._ledger.refusal(key, price, tokens)
+        if refused is None:
+            return None
+        return Unaffordable(refused.message, _money_cause(refused), refused.retry_after_s)
+
     @staticmethod
     def _too_long(call: Call) -> UpstreamTimeout:
         limit_s = call.ladder.limits.total_s
@@ -387,9 +445,37 @@ def _join(record: Record, beside: Record, before: int) -> None:
     mine = beside.attempts[before + 1 :] if len(beside.attempts) > before else []
     record.attempts += mine
     record.usage = together(record.usage, beside.usage)
+    record.nanousd += beside.nanousd
     if beside.rung is not None:
         record.rung, record.status = beside.rung, beside.status
         record.first_token_s = beside.first_token_s
+
+
+@contextmanager
+def _settling(charge: Charge, record: Record) -> Iterator[None]:
+    """Settle the attempt when it is over, however it ended: exactly once, and without awaiting."""
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        record.usage = together(record.usage, charge.close(error))
+        record.nanousd += charge.nanousd
+
+
+def _money_cause(refused: RouterError) -> str:
+    """The word by which a plan knows why a key cannot pay."""
+    if isinstance(refused, StateUnavailable):
+        return "state"
+    return "budget" if isinstance(refused, QuotaUsedUp) else "rate"
+
+
+def _has_money_limit(key: Key) -> bool:
+    limits = key.limits
+    known = (limits.usd_per_day, limits.usd_per_month, key.session_usd)
+    return any(limit is not None for limit in known)
 
 
 def _outcome(error: RouterError) -> str:

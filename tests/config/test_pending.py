@@ -20,19 +20,12 @@ rungs = [{ backend = "b", model = "m" }]
 ENDPOINT = '[backends.b]\nkind = "inference-endpoint"\nurl = "https://x.example"\n'
 
 SET = {
-    "state.url": '[state]\nurl = "memory://"',
     "cache.memory_mib": "[cache]\nmemory_mib = 1",
     "cache.ttl_s": "[cache]\nttl_s = 1",
     "cache.scope": '[cache]\nscope = "shared"',
     "cache.chat": '[cache]\nchat = "off"',
     "backends.*.usd_per_hour": f"{ENDPOINT}usd_per_hour = 1",
-    "keys.*.allow_unpriced": f"{KEY}allow_unpriced = true",
     "keys.*.on_disconnect": f'{KEY}on_disconnect = "drain"',
-    "keys.*.limits.usd_per_day": f"{KEY}limits.usd_per_day = 1",
-    "keys.*.limits.usd_per_month": f"{KEY}limits.usd_per_month = 1",
-    "keys.*.limits.tokens_per_minute": f"{KEY}limits.tokens_per_minute = 1",
-    "keys.*.limits.tokens_per_day": f"{KEY}limits.tokens_per_day = 1",
-    "keys.*.limits.requests_per_minute": f"{KEY}limits.requests_per_minute = 1",
 }
 
 

@@ -63,13 +63,6 @@ def test_a_limit_that_workers_cannot_keep_is_said(
         assert "up to 4 calls are in flight" in told[0]
 
 
-def test_what_each_worker_counts_by_itself_is_said() -> None:
-    key = f'[keys.k]\nsha256 = "{"a" * 64}"\nlimits.concurrent = 3\n'
-    for workers, count in ((1, 0), (2, 1)):
-        found = parse(CHAT.format(workers=workers, rung="") + key, "f", {}).warnings
-        assert len([one for one in found if "concurrent" in one]) == count
-
-
 def test_a_state_in_memory_is_for_one_process() -> None:
     text = CHAT.format(workers=2, rung="") + '[state]\nurl = "memory://"\n'
     with pytest.raises(ConfigError, match=r"memory:// is for one process, and .* workers is 2"):
