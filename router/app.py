@@ -35,6 +35,7 @@ from router.flow.batcher import Batcher
 from router.flow.board import Board
 from router.flow.cache import Cache, CacheRules
 from router.flow.embedding import Batches
+from router.flow.events import Events
 from router.flow.issuing import Issuer
 from router.flow.keys import KeyBook
 from router.flow.observe import Observer
@@ -53,9 +54,14 @@ Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
 
 
 async def open_shared(
-    config: Config, environ: Mapping[str, str], write_line: Callable[[bytes], None], tasks: Tasks
+    config: Config,
+    environ: Mapping[str, str],
+    write_line: Callable[[bytes], None],
+    tasks: Tasks,
+    events: Events | None = None,
 ) -> Shared:
     """What outlives every configuration, its state opened. Raises StateRefused."""
+    events = events or Events()
     state = config.state
     password = read_secret(state.password, environ) if state.password else None
     store = await open_store(state.url, username=state.username or None, password=password)
@@ -72,7 +78,7 @@ async def open_shared(
     cache = Cache(config.cache.memory_mib << 20, config.cache.ttl_s, store, tasks, time.time)
     batcher = Batcher(tasks, time.monotonic, shared=config.cache.scope == "shared")
     return Shared(
-        board=Board(time.monotonic),
+        board=Board(time.monotonic, tell=lambda event: events.publish("board", event)),
         store=store,
         books=books,
         ledger=ledger,
@@ -83,6 +89,7 @@ async def open_shared(
         observer=Observer(write_line, time.time),
         tasks=tasks,
         clock=time.monotonic,
+        events=events,
     )
 
 
@@ -104,15 +111,30 @@ async def close_shared(shared: Shared) -> None:
 def make_service(
     config: Config, shared: Shared, client: HttpClient, environ: Mapping[str, str]
 ) -> Service:
-    """A service of this configuration. Raises SecretError when a token cannot be read."""
+    """A service of this configuration, in use at once. Raises SecretError."""
+    service = prepare_service(config, shared, client, environ)
+    take_up(config, shared)
+    return service
+
+
+def take_up(config: Config, shared: Shared) -> None:
+    """Have what outlives a configuration keep this one from now on."""
+    shared.board.configure(config.ladders.values())
+    shared.keys.configure(config.keys)
+    shared.reuse.cache.resize(config.cache.memory_mib << 20, config.cache.ttl_s)
+
+
+def prepare_service(
+    config: Config, shared: Shared, client: HttpClient, environ: Mapping[str, str]
+) -> Service:
+    """A service of this configuration, which changes nothing until `take_up`. Raises SecretError
+    when a token cannot be read.
+    """
     backends = {
         name: make_backend(name, settings, client, environ)
         for name, settings in config.backends.items()
     }
     server = config.server
-    shared.board.configure(config.ladders.values())
-    shared.keys.configure(config.keys)
-    shared.reuse.cache.resize(config.cache.memory_mib << 20, config.cache.ttl_s)
     pipeline = Pipeline(
         backends,
         shared.board,

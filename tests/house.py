@@ -70,7 +70,7 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
     )
     upstream = HttpClient()
     service = make_service(config, shared, upstream, environ)
-    gateway = Gateway(service, shared, lambda: None)
+    gateway = Gateway(service, shared, _no_reload)
     server = Server(
         gateway.handle,
         refuse=gateway.refuse,
@@ -92,6 +92,10 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
             await backend.aclose()
         await close_shared(shared)
         await upstream.aclose()
+
+
+async def _no_reload() -> None:
+    return None
 
 
 def ladder_of(

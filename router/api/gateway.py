@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from router.api import keys, openai, ops, usage
 from router.api.exchange import Exchange, RequestIds
-from router.api.metrics import RouterCollector
 from router.api.reply import SERVER_NAME, error_reply, json_reply
 from router.api.routes import Caller, Handler, Route, Routes
 from router.api.service import Service, Shared
@@ -34,12 +33,14 @@ _SHOWN_CHARS_MAX = 200
 class Gateway:
     """The handler of the server. `service` may be replaced while requests are served."""
 
-    def __init__(self, service: Service, shared: Shared, reload: Callable[[], str | None]) -> None:
+    def __init__(
+        self, service: Service, shared: Shared, reload: Callable[[], Awaitable[str | None]]
+    ) -> None:
         self.service = service
         self._reload = reload
         self.shared = shared
         self._ids = RequestIds()
-        self._collector = RouterCollector(shared)
+        ops.answer_other_workers(shared, lambda: self.service)
         self._routes = Routes(
             {
                 "": {
@@ -50,9 +51,9 @@ class Gateway:
                 "/embeddings": {"POST": Route(openai.create_embeddings)},
                 "/models": {"GET": Route(openai.list_models)},
                 "/models/*": {"GET": Route(openai.get_model)},
-                "/health": {"GET": Route(_sync(ops.health), Caller.OPERATOR)},
+                "/health": {"GET": Route(ops.health, Caller.OPERATOR)},
                 "/ready": {"GET": Route(_sync(ops.ready), Caller.OPERATOR)},
-                "/metrics": {"GET": Route(self._metrics, Caller.OPERATOR)},
+                "/metrics": {"GET": Route(ops.metrics, Caller.OPERATOR)},
                 "/router/v1/explain": {"POST": Route(ops.explain)},
                 "/router/v1/keys": {
                     "GET": Route(keys.list_keys, Caller.ADMIN),
@@ -69,7 +70,7 @@ class Gateway:
                     "POST": Route(keys.create_session),
                 },
                 "/router/v1/sessions/*": {"DELETE": Route(keys.end_session)},
-                "/router/v1/status": {"GET": Route(_sync(ops.status), Caller.ADMIN)},
+                "/router/v1/status": {"GET": Route(ops.status, Caller.ADMIN)},
                 "/router/v1/usage": {"GET": Route(usage.show_usage)},
                 "/router/v1/usage/resolve": {"POST": Route(usage.resolve, Caller.ADMIN)},
             }
@@ -156,13 +157,10 @@ class Gateway:
         return route, argument
 
     async def _reload_now(self, exchange: Exchange) -> web.StreamResponse:
-        refused = self._reload()
+        refused = await self._reload()
         if refused is not None:
             raise BadRequest(refused, code="configuration_refused")
         return json_reply({"reloaded": True}, headers=exchange.headers())
-
-    async def _metrics(self, exchange: Exchange) -> web.StreamResponse:
-        return ops.metrics(exchange, self._collector)
 
 
 def _is_from_here(request: web.BaseRequest) -> bool:

@@ -6,7 +6,7 @@ Calls keep the service that they began with, so a reload never changes a call un
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.api.guard import Guard
 from router.backends.base import Backend
@@ -14,6 +14,7 @@ from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
 from router.flow.board import Board
 from router.flow.embedding import Batches
+from router.flow.events import Events
 from router.flow.issuing import Issuer
 from router.flow.keys import KeyBook
 from router.flow.ledger import Ledger
@@ -54,7 +55,9 @@ class Service:
 
 @dataclass(slots=True)
 class Shared:
-    """What outlives a reload: the accounts, the board, the counters, the background tasks."""
+    """What outlives a reload: the accounts, the board, the counters, the background tasks, and the
+    way to the other workers.
+    """
 
     board: Board
     store: Store
@@ -67,4 +70,5 @@ class Shared:
     observer: Observer
     tasks: Tasks
     clock: Callable[[], float]
+    events: Events = field(default_factory=Events)
     is_draining: bool = False

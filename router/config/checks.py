@@ -453,6 +453,22 @@ def warn_of_nothing(
         )
 
 
+def warn_of_shares(
+    workers: int,
+    ladders: Mapping[str, Ladder],
+    report: Report,
+) -> None:
+    """Limits that several workers cannot keep together as they stand; see `share.py`."""
+    for name, made in ladders.items():
+        for place, rung in enumerate(made.rungs):
+            if rung.max_in_flight is not None and rung.max_in_flight < workers:
+                report.warning(
+                    ("ladders", name, "rungs", place, "max_in_flight"),
+                    f"is less than [server] workers, and each worker has at least one place: up to "
+                    f"{workers} calls are in flight; use fewer workers where the limit is hard",
+                )
+
+
 def check_digests(keys: Mapping[str, schema.Key | None], report: Report) -> None:
     first: dict[str, str] = {}
     for name, raw in keys.items():

@@ -12,7 +12,6 @@ from router.config.locate import Path
 _CACHE = "this version keeps no cache: every call goes upstream"
 
 PENDING: dict[str, str] = {
-    "server.workers": "this version runs in one process",
     "cache.memory_mib": _CACHE,
     "cache.ttl_s": _CACHE,
     "cache.scope": _CACHE,
