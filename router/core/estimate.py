@@ -89,7 +89,10 @@ class Estimates:
             self._prompt = _moved(self._prompt, text / chars)
 
     def learn_output(self, chars: int, chunks: int, tokens: int, seconds: float) -> None:
-        """A report of an answer that was received whole."""
+        """A report of an answer that was received whole; of one whose text was not looked at
+        (`chars` 0), only its speed is learnt."""
+        if tokens > 0 and seconds > 0:
+            self.tokens_per_s = _moved(self.tokens_per_s, tokens / seconds)
         if tokens <= 0 or chars <= 0:
             return
         seen = self.output_tokens(chars, chunks)
@@ -110,8 +113,6 @@ class Estimates:
                 )
                 self._by_chunks = _moved(self._by_chunks, by_chunks)
             self._by_chars = _moved(self._by_chars, by_chars)
-        if seconds > 0:
-            self.tokens_per_s = _moved(self.tokens_per_s, tokens / seconds)
 
     @property
     def margin_tokens(self) -> int:

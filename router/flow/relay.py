@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
-from router.core import escalate, rescue, sse
-from router.core.chunks import ChunkWatch
+from router.core import escalate, jsontext, rescue, sse
+from router.core.chunks import ChunkWatch, produced_chars
 from router.core.embeddings import fit
 from router.core.rescue import Given
 from router.errors import Escalated, UpstreamBroken, UpstreamError
@@ -39,13 +39,18 @@ async def answer(
         patience.wait("answer", call.ladder.limits.answer_s)
         whole = await backend.complete_chat(attempt)
     if whole.usage is None:
-        charge.used(charge.received(len(whole.body), 0))
+        charge.used(charge.received(_content_chars(whole.body), 0))
     else:
         charge.used(whole.usage)
-        charge.learn(whole.usage, len(whole.body), 0)
+        charge.learn(whole.usage, 0, 0)
     if call.ladder.escalate_on:
         _judge(attempt, escalate.of_answer(whole.body), whole)
     await sink.send_answer(whole, priced(provenance, charge))
+
+
+def _content_chars(answer: bytes) -> int:
+    choices = jsontext.read(answer)["choices"]
+    return sum(produced_chars(choice["message"]) for choice in choices)
 
 
 async def embeddings(backend: Backend, attempt: EmbedAttempt, canaries: Canaries) -> Embeddings:
@@ -311,7 +316,8 @@ class _Relay:
     def learn(self) -> None:
         """The answer came whole: take note of what was reported of it."""
         usage, watch = self._watch.usage, self._watch
-        if usage is not None and self._spent is None and not self._is_cut:
+        is_all = not (watch.unreported_chars or self._is_cut)
+        if usage is not None and self._spent is None and is_all:
             self._charge.learn(usage, watch.content_chars, watch.content_chunks)
 
     def usage(self) -> Usage | None:
@@ -320,12 +326,15 @@ class _Relay:
 
     def own_usage(self) -> Usage | None:
         """What this attempt used: as reported, else as received, else nothing."""
-        watch = self._watch
-        if watch.usage is not None and self._spent is not None:
-            # Of a continued answer, that of the attempts before is in it (`Seam`).
-            return rescue.without(watch.usage, self._spent)
-        if watch.usage is not None:
-            return watch.usage
-        if not watch.content_chars:
-            return None
-        return self._charge.received(watch.content_chars, watch.content_chunks)
+        watch, charge = self._watch, self._charge
+        if watch.usage is None:
+            if not watch.content_chars:
+                return None
+            return charge.received(watch.content_chars, watch.content_chunks)
+        used = watch.usage
+        if watch.unreported_chars:
+            # What was reported came too early to be all: at the start, or before a break.
+            rest = charge.received(watch.unreported_chars, watch.unreported_chunks)
+            used = Usage(used.input_tokens, used.output_tokens + rest.output_tokens, True)
+        # Of a continued answer, that of the attempts before is in it (`Seam`).
+        return used if self._spent is None else rescue.without(used, self._spent)

@@ -97,17 +97,18 @@ def test_the_measure_that_was_nearer_to_the_reports_is_used() -> None:
 def test_whole_answers_calibrate_by_their_length() -> None:
     known = Estimates()
     known.learn_output(500, 0, 100, 2.0)
-    assert known.output_tokens(1_000, 0) == 200
-    assert known.tokens_per_s == 50.0
     known.learn_output(500, 0, 100, 0.0)
+    assert known.output_tokens(1_000, 0) == 200
+    assert known.output_tokens(1_000, 10) == 10
     assert known.tokens_per_s == 50.0
 
 
 def test_what_reports_nothing_or_shows_nothing_teaches_nothing() -> None:
     known = Estimates()
     known.learn_output(400, 10, 0, 1.0)
-    known.learn_output(0, 0, 500, 1.0)
     assert known == Estimates()
+    known.learn_output(0, 0, 100, 1.0)
+    assert known == Estimates(tokens_per_s=60.0)
 
 
 def test_answers_much_longer_in_the_bill_than_seen_hide_their_reasoning() -> None:
