@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -25,14 +24,12 @@ async def open_store(
         return await SqliteStore.open(Path(unquote(rest)))
     if scheme in _SERVER_SCHEMES:
         try:
-            # An extra, and slow to import.
-            engine = importlib.import_module("router.store.valkey")
+            from router.store.valkey import ValkeyStore  # noqa: PLC0415 - an extra, slow to import
         except ModuleNotFoundError as error:
             raise StateRefused(
                 f"the state at {scheme}:// needs the package valkey: pip install 'rungway[valkey]'"
             ) from error
-        store: Store = await engine.ValkeyStore.open(url, username=username, password=password)
-        return store
+        return await ValkeyStore.open(url, username=username, password=password)
     raise StateRefused(
         f"the state's address {scheme}:// is of no kind that is known: it must be sqlite:///path, "
         "valkey://host:6379/0 or memory://"

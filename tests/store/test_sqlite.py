@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -360,6 +361,17 @@ async def test_an_address_names_the_engine(tmp_path: Path) -> None:
     await store.aclose()
     with pytest.raises(StateRefused, match="must be sqlite:///path"):
         await open_store("mongodb://host")
+
+
+async def test_a_server_without_its_package_is_refused_with_the_mend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("router.store.valkey")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "valkey", None)
+    monkeypatch.setitem(sys.modules, "valkey.exceptions", None)
+    with pytest.raises(StateRefused, match=r"pip install 'rungway\[valkey\]'"):
+        await open_store("valkey://127.0.0.1:1/0")
 
 
 async def test_keys_are_found_as_fast_among_many_as_among_few(books: SqliteRig) -> None:
