@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -109,8 +110,11 @@ class SqliteLedger:
         for start in batches:
             await self._file.run(partial(report, start=start))
         for move in (_move_leases, _move_usage):
-            while await self._file.run(partial(move, process=process)):
-                pass
+            started = time.monotonic()
+            while await self._file.run(partial(move, process=process)) == terms.END_BATCH:
+                # SQLite's lock is not fair: whoever waits for it only looks now and then.
+                await asyncio.sleep(time.monotonic() - started)
+                started = time.monotonic()
 
     async def silent(self) -> Mapping[str, int]:
         def work(database: sqlite3.Connection) -> dict[str, int]:
