@@ -34,10 +34,12 @@ _VERSION_MIN = (6, 2)
 # All others throw keys away where memory is short; the volatile ones too: accounts have an end.
 _KEEPING = "noeviction"
 
+_NO_MEMORY = "it has no memory left (maxmemory); give it more"
+_IS_REPLICA = "it is a replica; name the primary in [state] url"
 # The client takes the first word of some errors away and makes a kind of them.
 _KINDS: dict[type[Exception], str] = {
-    faults.OutOfMemoryError: "it has no memory left (maxmemory); give it more",
-    faults.ReadOnlyError: "it is a replica; name the primary in [state] url",
+    faults.OutOfMemoryError: _NO_MEMORY,
+    faults.ReadOnlyError: _IS_REPLICA,
     faults.BusyLoadingError: "it is still loading its data",
     faults.NoPermissionError: "its user may not do what the state needs: ~{rungway}:* +@all",
     faults.AuthenticationError: "it asks for a password, or refuses the user or the one given",
@@ -45,6 +47,9 @@ _KINDS: dict[type[Exception], str] = {
     TimeoutError: f"it did not answer in {_CALL_S:g} s",
 }
 _WORDS = {
+    # As Redis before 7 writes them, somewhere within the error of a script.
+    "OOM": _NO_MEMORY,
+    "READONLY": _IS_REPLICA,
     "MISCONF": "it cannot write its snapshot; see its log",
     "BUSY": "a script of somebody else keeps it busy",
     "MOVED": "it is a cluster, and another node has the slot of {rungway}; name that one",
@@ -217,4 +222,5 @@ def _in_words(error: BaseException) -> str:
         if isinstance(error, kind):
             return words
     text = str(error)
-    return _WORDS.get(text.partition(" ")[0], text or type(error).__name__)
+    known = [_WORDS[word] for part in text.split() if (word := part.lstrip("-")) in _WORDS]
+    return known[0] if known else text or type(error).__name__

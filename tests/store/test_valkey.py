@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from router.core.leases import Ask, Row, grant
@@ -279,6 +279,7 @@ async def test_old_windows_end_by_themselves(
 amounts = some.integers(0, AMOUNT_MAX) | some.integers(0, 1_000)
 
 
+@settings(deadline=None)
 @given(
     ask=some.builds(
         Ask,
