@@ -36,6 +36,7 @@ from router.flow.board import Board
 from router.flow.cache import Cache, CacheRules
 from router.flow.embedding import Batches
 from router.flow.events import Events
+from router.flow.idempotency import Once
 from router.flow.issuing import Issuer
 from router.flow.keys import KeyBook
 from router.flow.observe import Observer
@@ -84,7 +85,7 @@ async def open_shared(
         ledger=ledger,
         keys=keys,
         issuer=Issuer(store, keys, time.time),
-        reuse=Reuse(cache, ledger, tasks),
+        reuse=Reuse(cache, Once(store, ledger, tasks, books.process), ledger, tasks),
         batches=Batches(batcher),
         observer=Observer(write_line, time.time),
         tasks=tasks,

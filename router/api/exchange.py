@@ -15,12 +15,14 @@ from router.api.service import Service, Shared
 from router.core import jsontext
 from router.core.cache_key import read_control
 from router.errors import BadRequest, SlowRequest, TooLarge
+from router.flow.idempotency import Again, fingerprint
 from router.flow.observe import Record
 from router.flow.reuse import Wishes
 from router.types import Key
 
 _CLIENT_ID_CHARS_MAX = 128
 _NO_WISHES = Wishes()
+_IDEMPOTENCY_CHARS_MAX = 255
 _NOBODY = Key("", ladders=frozenset())
 
 
@@ -57,6 +59,7 @@ class Exchange:
         self.id = request_id
         self.argument = ""
         self.key = _NOBODY
+        self._body = b""
         self.body_bytes = 0
         self._clock: Callable[[], float] = shared.clock
         self._arrived = self._clock()
@@ -75,8 +78,19 @@ class Exchange:
 
     def wishes(self) -> Wishes:
         """What the headers ask for beside the body."""
-        control = self.request.headers.get("Cache-Control")
-        return Wishes(read_control(control)) if control else _NO_WISHES
+        headers = self.request.headers
+        control, name = headers.get("Cache-Control"), headers.get("Idempotency-Key")
+        if control is None and name is None:
+            return _NO_WISHES
+        again = None
+        if name is not None:
+            if not 0 < len(name) <= _IDEMPOTENCY_CHARS_MAX:
+                raise BadRequest(
+                    f"Idempotency-Key must have 1 to {_IDEMPOTENCY_CHARS_MAX} characters",
+                    code="invalid_idempotency_key",
+                )
+            again = Again(name, fingerprint(self.record.route, self._body))
+        return Wishes(read_control(control), again)
 
     def elapsed_s(self) -> float:
         return self._clock() - self._arrived
@@ -105,7 +119,7 @@ class Exchange:
         Raises CallerError.
         """
         body = await self._read_body()
-        self.body_bytes = len(body)
+        self._body, self.body_bytes = body, len(body)
         if may_be_empty and not body:
             return {}
         try:

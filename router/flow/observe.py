@@ -89,6 +89,8 @@ class Record:
     def absorb(self, work: Record) -> None:
         """Take over what the work for this call did, apart from it."""
         self.attempts += work.attempts
+        self.cache = work.cache
+        self.inputs, self.cached_inputs = work.inputs, work.cached_inputs
         self.rung = work.rung
         self.usage, self.nanousd = work.usage, work.nanousd
         if self.first_token_s is None:

@@ -8,7 +8,6 @@ key drains, where an Idempotency-Key was given, or where somebody joined.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,27 +16,15 @@ import orjson
 
 from router.core import replay, sse
 from router.core.cache_key import CacheControl
-from router.errors import RouterError, UpstreamBroken
 from router.flow.cache import Cache, CacheRules, Kept, Slot
 from router.flow.embedding import Vectors
+from router.flow.idempotency import Again, Once
 from router.flow.ledger import Ledger
 from router.flow.observe import Record
-from router.flow.sharing import (
-    Payer,
-    Served,
-    SharedFlight,
-    SharedSeat,
-    SharedSink,
-    follow,
-    hand_over,
-)
-from router.flow.single_flight import GoAlone, SingleFlight
+from router.flow.sharing import KEPT_BYTES_MAX, Served, SharedSink, Sharing
 from router.flow.sink import Provenance, Sink
 from router.flow.tasks import Tasks
 from router.types import Answer, Call, ChatCall, EmbedCall, Rung
-
-# A larger answer is neither kept nor told again.
-KEPT_BYTES_MAX = 1 << 20
 
 _ANY_AGE = CacheControl()
 Climb = Callable[[Call, Sink, Record], Awaitable[None]]
@@ -48,17 +35,21 @@ class Wishes:
     """What a request's headers ask for beside its body."""
 
     control: CacheControl = _ANY_AGE
+    again: Again | None = None
 
 
 class Reuse:
     """For the calls of all configurations of this process."""
 
-    def __init__(self, cache: Cache, ledger: Ledger, tasks: Tasks) -> None:
+    def __init__(self, cache: Cache, once: Once, ledger: Ledger, tasks: Tasks) -> None:
         self.cache = cache
-        self._tasks = tasks
-        self._flights: SingleFlight[Payer, Served] = SingleFlight(tasks, hand_over(ledger))
-        # Work that goes on for callers who have left.
-        self.draining: set[asyncio.Task[Any]] = set()
+        self._sharing = Sharing(ledger, tasks)
+        self._once = once
+
+    @property
+    def draining(self) -> set[asyncio.Task[Any]]:
+        """Work that goes on for callers who have left."""
+        return self._sharing.draining | self._once.draining
 
     async def serve(
         self,
@@ -70,6 +61,25 @@ class Reuse:
         climb: Climb,
     ) -> None:
         """Answer the call into the sink, by climbing only where nothing else answers it."""
+        again = wishes.again
+        if again is None:
+            await self._serve(call, wishes, rules, sink, record, climb)
+            return
+
+        async def run(sink: Sink, record: Record) -> None:
+            await self._serve(call, wishes, rules, sink, record, climb)
+
+        await self._once.serve(call, again, sink, record, run)
+
+    async def _serve(
+        self,
+        call: Call,
+        wishes: Wishes,
+        rules: CacheRules,
+        sink: Sink,
+        record: Record,
+        climb: Climb,
+    ) -> None:
         if isinstance(call, EmbedCall):
             await self._embed(call, wishes, rules, sink, record, climb)
             return
@@ -111,56 +121,17 @@ class Reuse:
         self, call: ChatCall, slot: Slot | None, sink: Sink, record: Record, climb: Climb
     ) -> None:
         """Join an identical call in flight, or climb for whoever will join."""
-        assert record.admission is not None
-        work = Record(record.call_id, record.route, admission=record.admission)
-        work.of_call(call)
-        payer = Payer(record.admission, work)
 
-        async def climb_for_all(flight: SharedFlight) -> Served | None:
-            shared = SharedSink(flight, KEPT_BYTES_MAX)
-            flight.notes = shared
-            await climb(call, shared, work)
+        async def work(shared: SharedSink, own: Record) -> None:
+            await climb(call, shared, own)
             if slot is not None and shared.served is not None:
-                self._keep(slot, call, shared.served, work)
-            return shared.served
+                self._keep(slot, call, shared.served, own)
 
-        with self._flights.board(_flight_key(call, slot), payer, climb_for_all) as seat:
-            if not seat.is_payer:
-                record.cache = "joined"
-            try:
-                await follow(seat, sink, record)
-            except GoAlone:
-                if sink.is_committed:
-                    words = "the call that this one had joined ended in a way that is not for it"
-                    raise UpstreamBroken(words) from None
-            except (asyncio.CancelledError, ConnectionError):
-                if call.key.drains and seat.is_payer:
-                    self._drain(seat, payer)
-                raise
-            else:
-                return
-            finally:
-                if seat.is_payer and payer.record is not None:
-                    record.absorb(payer.record)
-        record.cache = "miss"
-        await climb(call, sink, record)
-
-    def _drain(self, seat: SharedSeat, payer: Payer) -> None:
-        """Read the rest for nobody: whoever pays has left."""
-        payer.admission.parts += 1
-        rest = seat.stay(payer)
-
-        async def read() -> None:
-            with rest:
-                try:
-                    await rest.result()
-                except (GoAlone, RouterError):
-                    # It failed, or somebody else pays for it now: nobody is left to be told.
-                    return
-
-        task = self._tasks.spawn(read(), "read an answer to its end")
-        self.draining.add(task)
-        task.add_done_callback(self.draining.discard)
+        key = _flight_key(call, slot)
+        drains = call.key.drains
+        if not await self._sharing.share(key, call, sink, record, work, drains=drains):
+            record.cache = "miss"
+            await climb(call, sink, record)
 
     def _keep(self, slot: Slot, call: ChatCall, served: Served, work: Record) -> None:
         """Keep what is complete, and not shorter than was asked for because money was short."""
@@ -209,8 +180,3 @@ def _whole(frames: bytes | None) -> bytes | None:
     except ValueError:
         return None
     return None if answer is None else orjson.dumps(answer)
-
-
-def fingerprint(route: str, body: bytes) -> str:
-    """Tells one request from another under the same Idempotency-Key."""
-    return hashlib.sha256(route.encode() + b"\n" + body).hexdigest()

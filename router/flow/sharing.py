@@ -7,16 +7,21 @@ to its end for a cache, for a key that drains, or for an Idempotency-Key, whoeve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from router.errors import InternalFault, RouterError
+from router.errors import InternalFault, RouterError, UpstreamBroken
 from router.flow.ledger import Admission, Ledger
 from router.flow.observe import Record
-from router.flow.single_flight import Flight, Seat
+from router.flow.single_flight import Flight, GoAlone, Seat, SingleFlight
 from router.flow.sink import Provenance, Sink
-from router.types import Answer, Embeddings
+from router.flow.tasks import Tasks
+from router.types import Answer, Call, Embeddings
+
+# A larger answer is neither kept nor told again.
+KEPT_BYTES_MAX = 1 << 20
 
 
 class Served(NamedTuple):
@@ -36,6 +41,7 @@ class Payer:
     """Who pays for the work now. `record` is the work's own: of its attempts and what they used."""
 
     admission: Admission
+    ladder: str
     record: Record | None = None
 
 
@@ -115,17 +121,100 @@ SharedFlight = Flight[Payer, Served]
 SharedSeat = Seat[Payer, Served]
 
 
+Work = Callable[[SharedSink, Record], Awaitable[None]]
+
+
+class Sharing:
+    """The flights of one kind, and what goes on in them for nobody."""
+
+    def __init__(self, ledger: Ledger, tasks: Tasks) -> None:
+        self._ledger = ledger
+        self._tasks = tasks
+        self._flights: SingleFlight[Payer, Served] = SingleFlight(tasks, hand_over(ledger))
+        self.draining: set[asyncio.Task[Any]] = set()
+
+    def has(self, flight_key: bytes) -> bool:
+        """Whether a flight of this key may be joined."""
+        return flight_key in self._flights
+
+    async def share(
+        self,
+        flight_key: bytes,
+        call: Call,
+        sink: Sink,
+        record: Record,
+        work: Work,
+        *,
+        drains: bool,
+    ) -> bool:
+        """Join the flight of this key, or begin it with `work`, and carry its answer to the sink.
+
+        False, and nothing was sent: what comes of it is not for this call. `drains`: it is read to
+        its end when its callers have left.
+        """
+        assert record.admission is not None
+        own = Record(record.call_id, record.route, admission=record.admission, cache=record.cache)
+        own.of_call(call)
+        payer = Payer(record.admission, call.ladder.name, own)
+
+        async def work_for_all(flight: SharedFlight) -> Served | None:
+            shared = SharedSink(flight, KEPT_BYTES_MAX)
+            flight.notes = shared
+            await work(shared, own)
+            return shared.served
+
+        with self._flights.board(flight_key, payer, work_for_all) as seat:
+            if not seat.is_payer:
+                record.cache = "joined"
+            try:
+                await follow(seat, sink, record)
+            except GoAlone:
+                if sink.is_committed:
+                    words = "the call that this one had joined ended in a way that is not for it"
+                    raise UpstreamBroken(words) from None
+                return False
+            except (asyncio.CancelledError, ConnectionError):
+                if drains and seat.is_payer:
+                    self._drain(seat, payer)
+                raise
+            finally:
+                if seat.is_payer and payer.record is not None:
+                    record.absorb(payer.record)
+        return True
+
+    def _drain(self, seat: SharedSeat, payer: Payer) -> None:
+        """Read the rest for nobody: whoever pays has left."""
+        payer.admission.parts += 1
+        rest = seat.stay(payer)
+
+        async def read() -> None:
+            with rest:
+                try:
+                    await rest.result()
+                except (GoAlone, RouterError):
+                    # It failed, or somebody else pays for it now: nobody is left to be told.
+                    return
+                finally:
+                    self._ledger.leave(payer.admission, payer.ladder)
+
+        task = self._tasks.spawn(read(), "read an answer to its end")
+        self.draining.add(task)
+        task.add_done_callback(self.draining.discard)
+
+
 async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
     """Carry a flight's answer to this caller. Raises what the work raised, and GoAlone where the
     rest is not for this call.
     """
     while frames := await seat.read():
+        _note(seat, record)
         await sink.write(b"".join(frames), _told(seat, _shared(seat).provenance))
     if seat.is_cut:
         shared = _shared(seat)
         await sink.end(shared.cut_frames, _told(seat, shared.provenance))
         return
     served = await seat.result()
+    _note(seat, record)
     provenance = _told(seat, served.provenance)
     record.rung, record.status = provenance.rung, 200
     if served.answer is not None:
@@ -134,6 +223,14 @@ async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
         await sink.send_embeddings(served.embeddings, provenance)
     else:
         await sink.end(served.last_frames, provenance)
+
+
+def _note(seat: SharedSeat, record: Record) -> None:
+    """What the work found out about the cache, for the headers of the one who pays for it."""
+    work = seat.payer.record
+    if seat.is_payer and work is not None:
+        record.cache = work.cache
+        record.inputs, record.cached_inputs = work.inputs, work.cached_inputs
 
 
 def _shared(seat: SharedSeat) -> SharedSink:

@@ -50,6 +50,9 @@ class SingleFlight(Generic[Payer, Result]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, cache_key: bytes) -> bool:
+        return cache_key in self._flights
+
     def board(
         self,
         cache_key: bytes,
