@@ -7,7 +7,9 @@ and then: a worker that died is not there to do it itself.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from router.errors import StateUnavailable
 from router.flow.ledger import Ledger
 from router.flow.renewal import Books
 from router.flow.tasks import Tasks
-from router.store.base import LedgerStore, StateRefused
+from router.store.base import LedgerStore, StateRefused, Store
 from router.store.journal import Journal, recover
 
 _log = logging.getLogger("rungway")
@@ -46,8 +48,9 @@ async def open_ledger(
     books = Books(store, process, boot_clock, wall_clock)
     journal = None
     if folder is not None:
-        await book_the_dead(store, folder)
         try:
+            await asyncio.to_thread(os.makedirs, folder, 0o700, exist_ok=True)
+            await book_the_dead(store, folder)
             journal = Journal.create(folder, process, totals_of=books.totals_of)
         except OSError as error:
             raise StateRefused(
@@ -64,6 +67,30 @@ async def open_ledger(
     tasks.spawn(books.run(), "renew leases and report usage")
     tasks.spawn(_look_after(ledger, store, folder), "look after the ledger")
     return ledger, books
+
+
+async def know_books(store: Store, place: str, folder: Path, *, adopts: bool) -> None:
+    """Take no other books than those that this host knows from `place`, the state's address.
+
+    Books that were lost would let every limit start from nothing. `adopts`: somebody says that
+    those which are there are the right ones. Raises StateRefused.
+    """
+    note = folder / f"epoch-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    try:
+        known = note.read_text().strip() if note.exists() else ""
+        found = await (store.adopt_epoch() if adopts else store.epoch())
+        if known and known != found and not adopts:
+            raise StateRefused(
+                "the state is not the one that this host knows: its data was lost or replaced, and "
+                "every budget would start from nothing. Restore it, or start once with "
+                f"--adopt-state to go on with what is there ({note} remembers the old one)"
+            )
+        store.expect_epoch(found)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note.write_text(found)
+    except (OSError, StateUnavailable) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        raise StateRefused(f"the state's id in {note} cannot be checked: {words}") from error
 
 
 async def book_the_dead(store: LedgerStore, folder: Path) -> bool:
