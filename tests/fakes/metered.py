@@ -65,9 +65,8 @@ class Metered:
         left = asyncio.create_task(reply.client_left())
         if self.pace:
             await asyncio.wait({left}, timeout=size / self.pace)
-        if left.done():
-            self.cut += 1
-        left.cancel()
+        self.cut += left.done()
+        await _stop(left)
         # Whether anybody waits or not: most servers see to the end what is not streamed.
         self.output_tokens += size
         message = {"role": "assistant", "content": text_of(0, size)}
@@ -108,8 +107,8 @@ class Metered:
             self.cut += 1
             raise
         finally:
-            left.cancel()
             self.output_tokens += made
+            await _stop(left)
 
     async def _wait(self, left: asyncio.Task[None], count: int) -> None:
         if self.pace:
@@ -134,6 +133,12 @@ class Metered:
             "completion_tokens": made,
             "total_tokens": prompt + made,
         }
+
+
+async def _stop(left: asyncio.Task[None]) -> None:
+    """Before the next request can be read."""
+    left.cancel()
+    await asyncio.wait({left})
 
 
 def prompt_tokens(body: Any) -> int:
