@@ -40,7 +40,7 @@ from router.flow.idempotency import Once
 from router.flow.issuing import Issuer
 from router.flow.keys import KeyBook
 from router.flow.observe import Observer
-from router.flow.opening import open_ledger
+from router.flow.opening import know_books, open_ledger
 from router.flow.pipeline import Pipeline
 from router.flow.reuse import Reuse
 from router.flow.tasks import Tasks
@@ -49,6 +49,8 @@ from router.store.open import open_store
 from router.transport.http import HttpClient
 from router.types import Key, KeyLimits, nanousd_of
 
+# Set by `rungway serve --adopt-state`, for every process that it starts.
+ADOPT_STATE = "RUNGWAY_ADOPT_STATE"
 _HUB_URL = "https://huggingface.co"
 
 Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
@@ -68,6 +70,9 @@ async def open_shared(
     store = await open_store(state.url, username=state.username or None, password=password)
     folder = _journals(state.url, environ)
     try:
+        if folder is not None:
+            adopts = bool(environ.get(ADOPT_STATE))
+            await know_books(store, state.url, folder, adopts=adopts)
         ledger, books = await open_ledger(store, folder, tasks)
         keys = KeyBook(store, tasks, time.time)
         keys.configure(config.keys)

@@ -83,6 +83,9 @@ def answer_other_workers(shared: Shared, service: Callable[[], Service]) -> None
     """
     shared.events.answers("health", lambda _: {})
     shared.events.answers(
+        "held", lambda _: {"held": [[list(row), usd] for row, usd in shared.ledger.held().items()]}
+    )
+    shared.events.answers(
         "metrics", lambda _: {"families": counted.families(shared, service().names.ladders)}
     )
     shared.events.answers(

@@ -17,7 +17,7 @@ from router.api.exchange import Exchange
 from router.api.reply import json_reply
 from router.config import schema
 from router.errors import BadRequest, Forbidden
-from router.store.base import Totals
+from router.store.base import RowKey, Totals
 from router.types import NANO_USD, Json
 
 GROUPS = ("key", "ladder", "rung", "day")
@@ -91,7 +91,7 @@ async def resolve(exchange: Exchange) -> web.StreamResponse:
 async def _lines(
     exchange: Exchange, group: Sequence[str], key: str | None, since: int, until: int
 ) -> list[Line]:
-    """What all processes reported, and what calls of this one hold beside it."""
+    """What all processes reported, and what the calls of this daemon hold beside it."""
     shared = exchange.shared
     # So that what has just been used is in it.
     await shared.books.flush()
@@ -99,13 +99,16 @@ async def _lines(
         line.group: Line(line.group, line.totals)
         for line in await shared.store.usage(group, key=key, since=since, until=until)
     }
-    for hold in shared.ledger.open.values():
-        row = hold.row.key
-        if key in (None, row.key) and since <= row.day < until:
-            named = {**row._asdict(), "day": _date(row.day)}
-            values = tuple(named[name] for name in group)
-            line = found.get(values, Line(values, Totals()))
-            found[values] = line._replace(held=line.held + hold.nanousd)
+    gathered = await shared.events.gather("held", {})
+    for answer in gathered.answers:
+        for row, held in answer["held"]:
+            named = dict(zip(RowKey._fields, row, strict=True))
+            if key in (None, named["key"]) and since <= named["day"] < until:
+                values = tuple(
+                    _date(named["day"]) if name == "day" else named[name] for name in group
+                )
+                line = found.get(values, Line(values, Totals()))
+                found[values] = line._replace(held=line.held + held)
     return [found[values] for values in sorted(found)]
 
 

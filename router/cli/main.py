@@ -48,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
     _config_option(serve)
     serve.add_argument("--host", help="address to listen on, instead of server.host")
     serve.add_argument("--port", type=_port, help="port to listen on, instead of server.port")
+    serve.add_argument(
+        "--adopt-state",
+        action="store_true",
+        help="go on with the state that is there, though another one was known",
+    )
     serve.add_argument("--demo", action="store_true", help="serve a small model on this machine")
 
     check = commands.add_parser("check", help="check a configuration without starting")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
+from router.app import ADOPT_STATE
 from router.cli import log
 from router.cli.main import DONE, FAILED, WRONG_USE
 from router.config.addresses import address_to_ask, is_loopback
@@ -33,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
     if options.demo and options.host and not is_loopback(options.host):
         print("--demo serves this machine only: leave out --host", file=sys.stderr)
         return WRONG_USE
+    if options.adopt_state:
+        os.environ[ADOPT_STATE] = "1"
     try:
         _serve(options)
     except (StartError, demo.DemoError) as error:

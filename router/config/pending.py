@@ -17,7 +17,6 @@ PENDING: dict[str, str] = {
     "cache.scope": _CACHE,
     "cache.chat": _CACHE,
     "backends.*.usd_per_hour": "this version does not weigh an endpoint's price by the hour",
-    "keys.*.on_disconnect": "this version cancels the upstream when a client leaves",
 }
 
 _PATTERNS = {tuple(pattern.split(".")): why for pattern, why in PENDING.items()}

@@ -23,6 +23,7 @@ from router.core.leases import Lease
 from router.errors import QuotaUsedUp, RateLimited, RouterError, StateUnavailable, TooLarge
 from router.flow.purse import Purse, Row
 from router.flow.renewal import Books, Wants
+from router.store.base import RowKey
 from router.types import Key, Price, Rung, Usage
 
 _FREE = Price(0, 0)
@@ -270,12 +271,12 @@ class Ledger:
         purse.used_at = now_s
         return purse
 
-    def held(self) -> dict[tuple[str, str, str], int]:
-        """The nano-dollars held now, by key, ladder and rung."""
-        found: dict[tuple[str, str, str], int] = {}
+    def held(self) -> dict[RowKey, int]:
+        """The nano-dollars held now, by what usage is counted by."""
+        found: dict[RowKey, int] = {}
         for hold in self.open.values():
-            _, key, _, ladder, rung = hold.row.key
-            found[key, ladder, rung] = found.get((key, ladder, rung), 0) + hold.nanousd
+            if hold.nanousd:
+                found[hold.row.key] = found.get(hold.row.key, 0) + hold.nanousd
         return found
 
     def forget_idle(self, idle_s: float) -> None:

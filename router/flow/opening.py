@@ -86,11 +86,15 @@ async def know_books(store: Store, place: str, folder: Path, *, adopts: bool) ->
                 f"--adopt-state to go on with what is there ({note} remembers the old one)"
             )
         store.expect_epoch(found)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        note.write_text(found)
+        _write(note, found)
     except (OSError, StateUnavailable) as error:
         words = error.strerror if isinstance(error, OSError) else error
         raise StateRefused(f"the state's id in {note} cannot be checked: {words}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 async def book_the_dead(store: LedgerStore, folder: Path) -> bool:

@@ -241,6 +241,11 @@ class Books:
             if lease is not None:
                 lease.take(grant)
                 lease.low, lease.answered_at = lease.room // 2, now
+        if answer.is_behind:
+            _log.error("ALARM: the store had forgotten what this process said; saying it again")
+            self._unreported.update(self._rows)
+            self._due.update(self._leases)
+            return
         for key, totals in rows.items():
             row = self._unreported.get(key)
             if row is not None and row.totals() == totals:

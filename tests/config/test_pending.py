@@ -25,7 +25,6 @@ SET = {
     "cache.scope": '[cache]\nscope = "shared"',
     "cache.chat": '[cache]\nchat = "off"',
     "backends.*.usd_per_hour": f"{ENDPOINT}usd_per_hour = 1",
-    "keys.*.on_disconnect": f'{KEY}on_disconnect = "drain"',
 }
 
 
