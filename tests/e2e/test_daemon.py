@@ -220,12 +220,15 @@ def test_open_mode_cannot_leave_loopback_by_the_command_line(
 
 
 def test_check_says_what_is_good_and_what_has_no_effect(tmp_path: Path, upstream: Upstream) -> None:
-    key = '[keys.a]\nsha256 = "' + "0" * 64 + '"\n[keys.a.limits]\nusd_per_day = 5\n'
-    write_config(tmp_path, upstream.url, extra=key)
+    endpoint = (
+        '[backends.e]\nkind = "inference-endpoint"\nurl = "https://x.example"\n'
+        "usd_per_hour = 5\n"
+    )
+    write_config(tmp_path, upstream.url, extra=endpoint)
     code, out, errors = rungway("check", cwd=tmp_path)
     assert code == 0
-    assert "1 backend, 1 ladder, 1 key; no server was asked" in out
-    assert "usd_per_day" in errors
+    assert "2 backends, 1 ladder, 0 keys; no server was asked" in out
+    assert "usd_per_hour" in errors
 
 
 def test_check_takes_what_only_the_service_has_and_serve_does_not(
