@@ -51,7 +51,6 @@ class Connection(asyncio.Protocol):
         "_is_informational",
         "_is_lingering",
         "_is_paused",
-        "_is_sent",
         "_is_until_close",
         "_is_write_paused",
         "_keep",
@@ -65,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "idle_since",
         "is_open",
+        "is_sent",
         "is_used",
         "sock",
     )
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         self._barren_bytes = self._informational = 0
         self._fault = ""
         self._has_head = self._is_informational = self._is_complete = False
-        self._is_until_close = self._may_keep = self._is_sent = False
+        self._is_until_close = self._may_keep = self.is_sent = False
 
     # --- the pool's and the client's side -------------------------------------------------------
 
@@ -129,11 +129,11 @@ class Connection(asyncio.Protocol):
         if body is None:
             length = b"\r\n" if response.method in ("GET", "HEAD") else b"Content-Length: 0\r\n\r\n"
             self._transport.write(head + length)
-            self._is_sent = True
+            self.is_sent = True
             return
         head += b"Content-Length: %d\r\n\r\n" % len(body)
-        self._is_sent = len(body) <= _PIECE_BYTES
-        self._transport.write(head + body if self._is_sent else head)
+        self.is_sent = len(body) <= _PIECE_BYTES
+        self._transport.write(head + body if self.is_sent else head)
 
     async def send_body(self, response: HttpResponse, body: bytes) -> None:
         """Send what `begin` left, as fast as the upstream takes it.
@@ -141,8 +141,6 @@ class Connection(asyncio.Protocol):
         An upstream that answers before it has heard all may do so; after an error, or after the
         whole answer, the rest is of no use to it, and the connection is not used again.
         """
-        if self._is_sent:
-            return
         view = memoryview(body)
         for start in range(0, len(body), _PIECE_BYTES):
             while self._is_write_paused and self.is_open and response.status < 300:
@@ -150,7 +148,7 @@ class Connection(asyncio.Protocol):
             if self._response is not response or not self.is_open or response.status >= 300:
                 return
             self._transport.write(view[start : start + _PIECE_BYTES])
-        self._is_sent = True
+        self.is_sent = True
 
     def resume(self) -> None:
         if self._is_paused:
@@ -293,7 +291,7 @@ class Connection(asyncio.Protocol):
         if self._heard is not None:
             self._heard(self)
             self._heard = None
-        may_keep = self._may_keep and self._is_sent and self.is_open
+        may_keep = self._may_keep and self.is_sent and self.is_open
         if may_keep and not self._transport.get_write_buffer_size():
             self._response = None
             self._is_lingering = False

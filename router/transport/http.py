@@ -95,7 +95,7 @@ class HttpClient:
         response = HttpResponse(self._loop, connection, method, url)
         connection.begin(response, head, body)
         try:
-            if body is not None:
+            if body is not None and not connection.is_sent:
                 await connection.send_body(response, body)
             await response.arrive()
         except StaleConnection:

@@ -108,6 +108,8 @@ class HttpResponse:
 
     async def read_all(self, bytes_max: int) -> bytes:
         """The whole body. Raises UpstreamBroken when it is larger than `bytes_max`."""
+        if self._is_ended and self._unpacker is None and self._held_bytes <= bytes_max:
+            return self._taken()
         parts: list[bytes] = []
         size = 0
         while chunk := await self.read_chunk():
@@ -115,8 +117,6 @@ class HttpResponse:
             if size > bytes_max:
                 self.close()
                 raise UpstreamBroken(f"the answer is larger than {bytes_max} bytes")
-            if self._is_ended and not parts and self._unpacker is None and self._error is None:
-                return chunk
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
