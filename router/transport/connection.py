@@ -164,11 +164,13 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close here and now; what is still to be written is dropped."""
-        self._response = None
+        response, self._response = self._response, None
         self._stop_timer()
         if self.is_open:
             self.is_open = False
             self._transport.abort()
+        if response is not None:
+            response.fail(failures.closed())
 
     # --- the loop's side ------------------------------------------------------------------------
 
@@ -291,9 +293,9 @@ class Connection(asyncio.Protocol):
         if self._heard is not None:
             self._heard(self)
             self._heard = None
+        self._response = None
         may_keep = self._may_keep and self.is_sent and self.is_open
         if may_keep and not self._transport.get_write_buffer_size():
-            self._response = None
             self._is_lingering = False
             self.is_used = True
             self.resume()
@@ -303,9 +305,9 @@ class Connection(asyncio.Protocol):
         response.end()
 
     def _break(self, response: HttpResponse) -> None:
-        reason = self._fault
+        self._response = None
         self.abort()
-        response.fail(failures.unreadable(reason, response.where))
+        response.fail(failures.unreadable(self._fault, response.where))
 
     def _end(self, error: Exception | None, *, is_clean: bool = False) -> None:
         """The connection is over. Of a kept one that ended before anything of the request had

@@ -23,8 +23,8 @@ def safe(url: str) -> str:
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def malformed(where: str) -> ConnectFailed:
-    return ConnectFailed(f"the address is malformed {where}")
+def malformed(what: str, where: str) -> ConnectFailed:
+    return ConnectFailed(f"{what} is malformed {where}")
 
 
 def unsendable(error: ValueError, where: str) -> UpstreamBroken:
@@ -58,6 +58,11 @@ def gone(error: Exception | None, where: str) -> UpstreamBroken:
     if where is READING:
         return UpstreamBroken(f"the upstream's answer was cut off {where}")
     return UpstreamBroken(f"the upstream closed the connection without an answer {where}")
+
+
+def closed() -> UpstreamBroken:
+    """By us, before the answer's end."""
+    return UpstreamBroken("the answer was closed before its end")
 
 
 def unreadable(reason: str, where: str) -> UpstreamBroken:

@@ -169,9 +169,13 @@ class HttpClient:
         """Take a URL apart, once. Raises ConnectFailed."""
         try:
             address = read_address(url)
-            origin = Origin(Peer(address.scheme, address.host, address.port), self._proxy(url))
         except ValueError as error:
-            raise failures.malformed(_where(method, url)) from error
+            raise failures.malformed("the address", _where(method, url)) from error
+        try:
+            proxy = self._proxy(url)
+        except ValueError as error:
+            raise failures.malformed("the proxy's address", _where(method, url)) from error
+        origin = Origin(Peer(address.scheme, address.host, address.port), proxy)
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = Pool(self._loop)

@@ -123,9 +123,7 @@ class HttpResponse:
     def close(self) -> None:
         line, self._line = self._line, None
         if line is not None:
-            self._error = UpstreamBroken("the answer was closed before its end")
             line.abort()
-            self.wake()
 
     def close_when_ended(self) -> None:
         """Close, but give a body whose content is all here a moment to end: its last chunk often
@@ -133,7 +131,7 @@ class HttpResponse:
         """
         line, self._line = self._line, None
         if line is not None:
-            self._error = UpstreamBroken("the answer was closed before its end")
+            self._error = failures.closed()
             line.linger()
 
     async def __aenter__(self) -> HttpResponse:

@@ -15,7 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 _PORTS = {"http": 80, "https": 443}
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+# Of a backslash, half the world says that it ends the host, and half that it does not.
+_CONTROL = re.compile(r"[\x00-\x20\x7f\\]")
 _BREAKING = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # RFC 3986's reserved and unreserved characters, and what is percent-encoded already.
 _SAFE_IN_TARGET = "!#$%&'()*+,-./:;=?@[]_~"
@@ -44,7 +45,7 @@ class Address:
 def read_address(url: str) -> Address:
     """Raises ValueError where it is no http or https URL. Never repeats the URL."""
     if _CONTROL.search(url):
-        raise ValueError("a space or a control character in the address")
+        raise ValueError("a space, a backslash or a control character in the address")
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     if parts.scheme not in _PORTS or not host:

@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from router.transport.http import HttpClient
+from tests.transport.authority import Authority
 
 
 def pytest_asyncio_loop_factories(
@@ -22,3 +23,8 @@ async def client() -> AsyncIterator[HttpClient]:
     client = HttpClient()
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
