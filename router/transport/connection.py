@@ -250,20 +250,18 @@ class Connection(asyncio.Protocol):
             self._barren_bytes > BARREN_BYTES_MAX
             and sum(len(name) + len(value) for name, value in pairs) > BARREN_BYTES_MAX
         ):
-            self._fault = f"more than {HEADERS_MAX} headers, or {BARREN_BYTES_MAX} bytes of them"
-            return
+            self._refuse(f"more than {HEADERS_MAX} headers, or {BARREN_BYTES_MAX} bytes of them")
         self._barren_bytes = 0
         if status < 200:
             self._is_informational = True
             self._informational += 1
             if status < 100 or status == 101 or self._informational > INFORMATIONAL_MAX:
-                self._fault = f"an answer with the status {status:03} that nobody asked for"
+                self._refuse(f"an answer with the status {status:03} that nobody asked for")
             return
         found = collected(pairs)
         if b"transfer-encoding" in found:
-            self._fault = framing_fault(pairs, parser.get_http_version()) or ""
-            if self._fault:
-                return
+            if (fault := framing_fault(pairs, parser.get_http_version())) is not None:
+                self._refuse(fault)
         elif b"content-length" not in found and status not in (204, 304):
             self._is_until_close = True
         self._has_head = True
@@ -273,7 +271,7 @@ class Connection(asyncio.Protocol):
             self._is_complete, self._may_keep = True, False
 
     def on_body(self, data: bytes) -> None:
-        if self._response is not None and not self._is_complete:
+        if self._response is not None and self._has_head and not self._is_complete:
             self._barren_bytes = 0
             self._response.take(data)
 
@@ -283,6 +281,11 @@ class Connection(asyncio.Protocol):
         elif self._has_head and not self._is_complete and self._parser is not None:
             self._is_complete = True
             self._may_keep = self._parser.should_keep_alive()
+
+    def _refuse(self, fault: str) -> None:
+        """Stop the parser at this byte: what follows may look like an answer, but is none."""
+        self._fault = fault
+        raise HttpParserError(fault)
 
     # --- how an answer ends ---------------------------------------------------------------------
 

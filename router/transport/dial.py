@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import ssl
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import aiohappyeyeballs
 
@@ -172,8 +172,7 @@ class _Tunnel(asyncio.Protocol):
         self.opened: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         lines = [f"CONNECT {self._target} HTTP/1.1", f"Host: {self._target}"]
         if self._proxy.authorization:
             lines.append(f"Proxy-Authorization: {self._proxy.authorization}")

@@ -212,6 +212,7 @@ class _Unpacker:
         self._coding = coding
         self._packing = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         self._has_more = False
+        self._has_begun = False
 
     def feed(self, data: bytes) -> bytes:
         if self._coding not in (b"gzip", b"x-gzip", b"deflate"):
@@ -223,6 +224,7 @@ class _Unpacker:
             raise UpstreamBroken(f"the upstream's compressed answer is broken ({error})") from error
         if self._packing.unused_data:
             raise UpstreamBroken("the upstream's compressed answer goes on after its end")
+        self._has_begun = True
         self._has_more = len(found) == _UNPACKED_BYTES_MAX
         return found
 
@@ -231,5 +233,6 @@ class _Unpacker:
         return self.feed(self._packing.unconsumed_tail) if self._has_more else b""
 
     def finish(self) -> None:
-        if not self._packing.eof:
+        # No body at all, as behind 204, is whole.
+        if self._has_begun and not self._packing.eof:
             raise failures.gone(None, failures.READING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-_EC = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+_EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 class Authority:
@@ -16,11 +16,10 @@ class Authority:
         self._issued: dict[tuple[str, int], Path] = {}
         self.certificate = folder / "authority.pem"
         self._key = folder / "authority.key"
-        _openssl(
-            *("req", "-x509", *_EC, "-keyout", self._key, "-out", self.certificate),
-            *("-subj", "/CN=Rungway test authority", "-days", "30"),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-        )
+        subject = ("-subj", "/CN=Rungway test authority", "-days", "30")
+        usage = ("-addext", "keyUsage=critical,keyCertSign")
+        places = ("-keyout", str(self._key), "-out", str(self.certificate))
+        _openssl("req", "-x509", *_EC, *places, *subject, *usage)
 
     def issue(self, name: str, *, days: int = 30) -> Path:
         """One file with a key and a certificate for this host name."""
@@ -35,10 +34,9 @@ class Authority:
         extensions.write_text(
             f"subjectAltName=DNS:{name}\nauthorityKeyIdentifier=keyid\nbasicConstraints=CA:FALSE\n"
         )
-        signed = _openssl(
-            *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key),
-            *("-CAcreateserial", "-days", str(days), "-extfile", extensions),
-        )
+        signer = ("-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial")
+        limits = ("-days", str(days), "-extfile", extensions)
+        signed = _openssl("x509", "-req", "-in", request, *signer, *limits)
         whole = stem.with_suffix(".pem")
         whole.write_bytes(key.read_bytes() + signed)
         return whole

@@ -13,28 +13,27 @@ from router.transport.response import HttpResponse
 
 
 class Transport(asyncio.Transport):
-    """The system's side: it counts what it was asked for."""
+    """The system's side: it does what it was asked for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent = b""
-        self.is_aborted = False
-        self.is_reading = True
+        self.was_aborted = False
+        self.reads = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.sent += bytes(data)
+        """It goes nowhere."""
 
     def get_write_buffer_size(self) -> int:
         return 0
 
     def pause_reading(self) -> None:
-        self.is_reading = False
+        self.reads = False
 
     def resume_reading(self) -> None:
-        self.is_reading = True
+        self.reads = True
 
     def abort(self) -> None:
-        self.is_aborted = True
+        self.was_aborted = True
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ async def outcome(pieces: Iterable[bytes], *, method: str = "POST", ends: bool =
         response = HttpResponse(loop, connection, method, "http://model.example/v1")
         connection.begin(response, b"POST / HTTP/1.1\r\n", None if method == "HEAD" else b"{}")
         for piece in pieces:
-            if transport.is_aborted:
+            if transport.was_aborted:
                 break
-            assert transport.is_reading or response.is_full
+            assert transport.reads or response.is_full
             connection.data_received(piece)
         is_kept = kept == [connection] and connection.is_open
-        if ends and not transport.is_aborted:
+        if ends and not transport.was_aborted:
             connection.eof_received()
         body, error = b"", ""
         try:

@@ -550,6 +550,7 @@ async def test_redirects_are_not_followed(client: HttpClient) -> None:
         (gzip.compress(bytes(3 * MIB)), {"Content-Encoding": "x-gzip"}, bytes(3 * MIB)),
         (b"hello", {"Content-Encoding": "identity"}, b"hello"),
         (gzip.compress(b""), {"Content-Encoding": "gzip"}, b""),
+        (b"", {"Content-Encoding": "gzip"}, b""),
     ],
 )
 async def test_what_comes_packed_in_spite_of_us_is_read(

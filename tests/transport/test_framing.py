@@ -115,6 +115,15 @@ UNFRAMED = {
     "another protocol": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello",
     "101 without a word": b"HTTP/1.1 101 Switching\r\n\r\nhello",
     "informational without end": b"HTTP/1.1 100 Continue\r\n\r\n" * (INFORMATIONAL_MAX + 1) + SIZED,
+    # Found by `make fuzz`: a good answer behind a bad one, in the same read, was taken for it.
+    "a good answer behind a bad coding": OK
+    + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"
+    + SIZED,
+    "a good answer behind a bad status": b"HTTP/1.1 000 \r\nContent-Length: 5\r\n\r\nhello" + SIZED,
+    "a good answer behind too many headers": OK
+    + b"X: a\r\n" * (HEADERS_MAX + 1)
+    + b"Content-Length: 0\r\n\r\n"
+    + SIZED,
     "too many headers": OK + b"X: a\r\n" * (HEADERS_MAX + 1) + b"\r\n",
     "an endless header": OK + b"X: " + b"a" * (BARREN_BYTES_MAX + 9) + b"\r\n\r\n",
     "an endless name": OK + b"X" * (BARREN_BYTES_MAX + 9),

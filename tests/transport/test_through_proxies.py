@@ -234,9 +234,12 @@ async def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_silent_proxy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = asyncio.Event()
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
+        left.set()
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -244,6 +247,8 @@ async def test_a_silent_proxy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(UpstreamTimeout) as caught:
             await client.send("GET", "https://model.example/", headers={}, connect_s=0.05)
         assert caught.value.phase == "connect"
+        async with asyncio.timeout(5):
+            await left.wait()
     server.close()
 
 
