@@ -16,7 +16,12 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpResponseParser,
+)
 
 from router.transport import failures
 from router.transport.response import HttpResponse
@@ -192,7 +197,8 @@ class Connection(asyncio.Protocol):
             self._complete()
         else:
             self._end(None, is_clean=True)
-        self.is_open = False
+        # The loop would first write what is left to be written, to somebody who has gone.
+        self.abort()
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -211,6 +217,8 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
+            if isinstance(error, HttpParserCallbackError) and not self._fault:
+                raise
             self._may_keep = False
             if not self._is_complete:
                 self._fault = self._fault or str(error)

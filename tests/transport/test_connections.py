@@ -92,6 +92,21 @@ async def test_one_connection_serves_calls_that_follow_one_another(client: HttpC
         assert "user-agent" not in up.last.headers
 
 
+async def test_an_address_of_numbers_needs_no_name(client: HttpClient) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + head)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "::1", 0)
+    port = server.sockets[0].getsockname()[1]
+    _, _, body = await client.fetch("GET", f"http://[::1]:{port}/a", headers={})
+    assert body.startswith(b"GET /a HTTP/1.1\r\nHost: [::1]:%d\r\n" % port)
+    server.close()
+    with pytest.raises(ConnectFailed, match=rf"^cannot connect to \[::1\]:{port} \(connection ref"):
+        await client.send("GET", f"http://[::1]:{port}/", headers={})
+
+
 async def test_the_last_one_back_is_the_first_one_out(client: HttpClient) -> None:
     async with FakeUpstream(echo) as up:
         opened = [await client.send("POST", up.url, headers={}, body=b"{}") for _ in range(3)]
@@ -479,6 +494,19 @@ async def test_no_more_is_written_than_the_upstream_takes(client: HttpClient) ->
         assert held <= 2 * connections._PIECE_BYTES
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_upstream_that_ends_while_it_is_written_to_is_left(client: HttpClient) -> None:
+    """It will not read the rest, and nothing of ours waits for that."""
+    with Peer() as peer:
+        task = asyncio.create_task(post(client, peer.url, b"x" * (32 * MIB)))
+        await peer.accept()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        peer.sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(UpstreamBroken, match="closed the connection without an answer"):
+            await task
+        await until(lambda: not client._connections)
 
 
 async def test_no_more_is_read_than_the_caller_takes(client: HttpClient) -> None:
