@@ -9,7 +9,11 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+import msgspec
 
 from router.api.guard import Guard
 from router.api.service import DecodeTokens, ServerLimits, Service, Shared
@@ -22,31 +26,116 @@ from router.backends.tei import TeiBackend
 from router.backends.tgi import TgiBackend
 from router.config import schema
 from router.config.addresses import is_loopback
+from router.config.checks import state_folder
 from router.config.model import Config
-from router.config.secrets import Credential
+from router.config.secrets import Credential, read_secret
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
+from router.flow.batcher import Batcher
+from router.flow.board import Board
+from router.flow.cache import Cache, CacheRules
+from router.flow.embedding import Batches
+from router.flow.events import Events
+from router.flow.idempotency import Once
+from router.flow.issuing import Issuer
+from router.flow.keys import KeyBook
+from router.flow.observe import Observer
+from router.flow.opening import open_ledger
 from router.flow.pipeline import Pipeline
+from router.flow.reuse import Reuse
+from router.flow.tasks import Tasks
 from router.hub.spaces import Spaces
+from router.store.open import open_store
 from router.transport.http import HttpClient
-from router.types import Key
+from router.types import Key, KeyLimits, nanousd_of
 
 _HUB_URL = "https://huggingface.co"
-_OPEN_KEY = Key("open", admin=True)
 
 Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
+
+
+async def open_shared(
+    config: Config,
+    environ: Mapping[str, str],
+    write_line: Callable[[bytes], None],
+    tasks: Tasks,
+    events: Events | None = None,
+) -> Shared:
+    """What outlives every configuration, its state opened. Raises StateRefused."""
+    events = events or Events()
+    state = config.state
+    password = read_secret(state.password, environ) if state.password else None
+    store = await open_store(state.url, username=state.username or None, password=password)
+    folder = _journals(state.url, environ)
+    try:
+        ledger, books = await open_ledger(store, folder, tasks)
+        keys = KeyBook(store, tasks, time.time)
+        keys.configure(config.keys)
+        await keys.refresh()
+        tasks.spawn(keys.watch_forever(), "watch the keys")
+    except BaseException:
+        await store.aclose()
+        raise
+    cache = Cache(config.cache.memory_mib << 20, config.cache.ttl_s, store, tasks, time.time)
+    batcher = Batcher(tasks, time.monotonic, shared=config.cache.scope == "shared")
+    return Shared(
+        board=Board(time.monotonic, tell=lambda event: events.publish("board", event)),
+        store=store,
+        books=books,
+        ledger=ledger,
+        keys=keys,
+        issuer=Issuer(store, keys, time.time),
+        reuse=Reuse(cache, Once(store, ledger, tasks, books.process), ledger, tasks),
+        batches=Batches(batcher),
+        observer=Observer(write_line, time.time),
+        tasks=tasks,
+        clock=time.monotonic,
+        events=events,
+    )
+
+
+def _journals(url: str, environ: Mapping[str, str]) -> Path | None:
+    """Where this host's journals are: beside its file, else in its own folder; None: nowhere."""
+    scheme, _, place = url.partition("://")
+    if scheme == "memory":
+        return None
+    return Path(unquote(place)).parent if scheme == "sqlite" else Path(state_folder(environ))
+
+
+async def close_shared(shared: Shared) -> None:
+    """Book what is left, once no call is under way."""
+    await shared.tasks.aclose()
+    await shared.books.end()
+    await shared.store.aclose()
 
 
 def make_service(
     config: Config, shared: Shared, client: HttpClient, environ: Mapping[str, str]
 ) -> Service:
-    """A service of this configuration. Raises SecretError when a token cannot be read."""
+    """A service of this configuration, in use at once. Raises SecretError."""
+    service = prepare_service(config, shared, client, environ)
+    take_up(config, shared)
+    return service
+
+
+def take_up(config: Config, shared: Shared) -> None:
+    """Have what outlives a configuration keep this one from now on."""
+    shared.board.configure(config.ladders.values())
+    shared.keys.configure(config.keys)
+    shared.reuse.cache.resize(config.cache.memory_mib << 20, config.cache.ttl_s)
+
+
+def prepare_service(
+    config: Config, shared: Shared, client: HttpClient, environ: Mapping[str, str]
+) -> Service:
+    """A service of this configuration, which changes nothing until `take_up`. Raises SecretError
+    when a token cannot be read.
+    """
     backends = {
         name: make_backend(name, settings, client, environ)
         for name, settings in config.backends.items()
     }
     server = config.server
-    shared.board.configure(config.ladders.values())
     pipeline = Pipeline(
         backends,
         shared.board,
@@ -54,13 +143,16 @@ def make_service(
         shared.observer,
         shared.clock,
         server.max_answer_mib << 20,
+        shared.reuse,
+        shared.batches,
+        _cache_rules(config),
     )
     images = ImageRules(
         server.remote_images, server.max_image_mib << 20, frozenset(server.image_types)
     )
     return Service(
         names=LadderNames(config.ladders, config.default_ladder),
-        guard=make_guard(config),
+        guard=make_guard(config, shared.keys),
         pipeline=pipeline,
         backends=backends,
         limits=ServerLimits(server.max_body_mib << 20, server.body_s, server.keepalive_s, images),
@@ -70,16 +162,30 @@ def make_service(
     )
 
 
-def make_guard(config: Config) -> Guard:
+def _cache_rules(config: Config) -> CacheRules:
+    """A backend that is configured to be another server is another one to the cache."""
+    stands_for = {
+        name: msgspec.json.encode(settings).decode() for name, settings in config.backends.items()
+    }
+    return CacheRules(config.cache.chat, config.cache.scope == "shared", stands_for)
+
+
+def make_guard(config: Config, keys: KeyBook) -> Guard:
     """Who may talk to this configuration."""
     server = config.server
     return Guard(
-        keys={digest: (digest, key) for digest, key in config.keys.items()},
-        open_key=_OPEN_KEY if server.auth == "open" else None,
+        keys=keys,
+        open_key=_open_key(server) if server.auth == "open" else None,
         checks_host=is_loopback(server.host) or bool(server.allowed_hosts),
         hosts=frozenset(name.lower() for name in server.allowed_hosts),
         origins=frozenset(server.cors_origins),
     )
+
+
+def _open_key(server: schema.Server) -> Key:
+    """The key of everybody in open mode: a page that finds a way in cannot spend without end."""
+    limits = KeyLimits(usd_per_day=nanousd_of(server.open_usd_per_day))
+    return Key("open", admin=True, limits=limits)
 
 
 def make_backend(

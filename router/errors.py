@@ -85,6 +85,20 @@ class UnknownUrl(CallerError):
     code = "unknown_url"
 
 
+class UnknownKey(CallerError):
+    """No key, or no session, has this name."""
+
+    status = 404
+    code = "key_not_found"
+
+
+class Conflict(CallerError):
+    """What is asked for cannot be done to what is there."""
+
+    status = 409
+    code = "conflict"
+
+
 class MethodNotAllowed(CallerError):
     status = 405
     code = "method_not_allowed"
@@ -113,6 +127,21 @@ class RateLimited(CallerError):
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
     should_retry = True
+
+
+class QuotaUsedUp(CallerError):
+    """A key's budget is spent; it opens again in `retry_after_s`, and no retry helps before."""
+
+    status = 429
+    kind = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class IdempotencyKeyReused(CallerError):
+    """The same Idempotency-Key came with another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
 
 
 # --- the upstream's -----------------------------------------------------------------------------
@@ -309,6 +338,13 @@ class Draining(RouterFault):
 
     status = 503
     code = "draining"
+
+
+class StateUnavailable(RouterFault):
+    """The store of budgets and keys is slow, locked, full or gone: not the key's fault."""
+
+    status = 503
+    code = "state_unavailable"
 
 
 class InternalFault(RouterFault):

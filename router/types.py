@@ -29,12 +29,26 @@ class Policy(enum.StrEnum):
     BEST = "best"
 
 
+# Money is counted in whole nano-dollars.
+NANO_USD = 1_000_000_000
+
+
+def nanousd_of(usd: float) -> int:
+    """Nano-dollars of a number that a person wrote, such as 0.1."""
+    return round(usd * NANO_USD)
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Nano-dollars a token (1 USD per million tokens is 1,000 nano-dollars a token)."""
+    """Pico-dollars a token: 1 USD for a million tokens are 1,000,000 of them."""
 
-    input_nanousd: float
-    output_nanousd: float
+    input_picousd: int
+    output_picousd: int
+
+    @classmethod
+    def per_mtok(cls, input_usd: float, output_usd: float) -> Price:
+        """A price as people write it: dollars for a million tokens."""
+        return cls(round(input_usd * 1_000_000), round(output_usd * 1_000_000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +119,16 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """A key's limits of size and concurrency; None is no limit of the key's own."""
+    """A key's limits; None is no limit of the key's own. Money is in nano-dollars."""
 
     concurrent: int | None = None
     max_output_tokens: int | None = None
     max_input_bytes: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    usd_per_day: int | None = None
+    usd_per_month: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +136,11 @@ class Key:
     """A client's credential with its rights. `ladders` None: every ladder.
 
     `token` and `bill_to` are this key's own for the Hugging Face backends; a token is a secret
-    and stays out of `repr`.
+    and stays out of `repr`. `allow_unpriced`: may use rungs of unknown price under a money limit.
+    `drains`: what it asked for is read to the end when it leaves, and charged whole.
+
+    A session has its parent's name, since their budget is one; `session` is its id, and
+    `session_usd` (nano-dollars) its share of that budget.
     """
 
     name: str
@@ -128,16 +151,22 @@ class Key:
     priority: int = 0
     bill_to: str | None = None
     token: str | None = field(default=None, repr=False)
+    allow_unpriced: bool = False
+    drains: bool = False
+    session: str = ""
+    session_usd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a call asks of a rung. `prompt_tokens_min` seldom overestimates; `prompt_chars` is all
-    of the prompt's text.
+    of the prompt's text, `schema_chars` what else a model reads: tools, their calls, schemas.
     """
 
     prompt_tokens_min: int = 0
     prompt_chars: int = 0
+    schema_chars: int = 0
+    images: int = 0
     tools: bool = False
     vision: bool = False
     json_schema: bool = False

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -15,11 +14,9 @@ import orjson
 from router.api.gateway import Gateway
 from router.api.server import Server
 from router.api.service import Shared
-from router.app import make_service
+from router.app import close_shared, make_service, open_shared
 from router.config.load import parse
-from router.flow.board import Board
-from router.flow.ledger import Ledger
-from router.flow.observe import Observer
+from router.config.schema import State
 from router.flow.tasks import Tasks
 from router.transport.http import HttpClient
 
@@ -65,17 +62,15 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
     """Serve this configuration in this environment. Raises ConfigError."""
     lines: list[Any] = []
     tasks = Tasks()
-    shared = Shared(
-        board=Board(time.monotonic),
-        ledger=Ledger(),
-        observer=Observer(lambda line: lines.append(orjson.loads(line)), time.time),
-        tasks=tasks,
-        clock=time.monotonic,
+    config = parse(config_text, "test.toml", environ)
+    if "[state]" not in config_text:
+        config = replace(config, state=State(url="memory://"))
+    shared = await open_shared(
+        config, environ, lambda line: lines.append(orjson.loads(line)), tasks
     )
     upstream = HttpClient()
-    config = parse(config_text, "test.toml", environ)
     service = make_service(config, shared, upstream, environ)
-    gateway = Gateway(service, shared, lambda: None)
+    gateway = Gateway(service, shared, _no_reload)
     server = Server(
         gateway.handle,
         refuse=gateway.refuse,
@@ -95,14 +90,21 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
         await server.shutdown(1)
         for backend in service.backends.values():
             await backend.aclose()
-        await tasks.aclose()
+        await close_shared(shared)
         await upstream.aclose()
 
 
-def ladder_of(*urls: str, server: str = "", ladder: str = "", keys: str = "") -> str:
+async def _no_reload() -> None:
+    return None
+
+
+def ladder_of(
+    *urls: str, server: str = "", ladder: str = "", keys: str = "", cache: str = "memory_mib = 0"
+) -> str:
     """A configuration with a chat ladder `chat` and an embeddings ladder `embed` over servers.
 
-    The backends are `b0`, `b1`, …, all of kind openai with the model `org/m`.
+    The backends are `b0`, `b1`, …, all of kind openai with the model `org/m`. Without `cache`
+    nothing is kept, so that each call reaches a server.
     """
     backends = "".join(
         f'[backends.b{i}]\nkind = "openai"\nurl = "{url}"\n' for i, url in enumerate(urls)
@@ -115,7 +117,7 @@ def ladder_of(*urls: str, server: str = "", ladder: str = "", keys: str = "") ->
     return (
         f"[server]\n{auth}{server}\n{backends}\n"
         f'[ladders.chat]\naliases = ["gpt-4o-mini"]\n{ladder}\n{chat}\n'
-        f'[ladders.embed]\ntask = "embeddings"\n{embed}\n{keys}'
+        f'[ladders.embed]\ntask = "embeddings"\n{embed}\n[cache]\n{cache}\n{keys}'
     )
 
 

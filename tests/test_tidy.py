@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # Imports go to the same rank or a lower one.
 RANKS: dict[str, int] = {
     **dict.fromkeys(("__main__", "cli", "demo"), 7),
-    **dict.fromkeys(("app", "daemon"), 6),
+    **dict.fromkeys(("app", "daemon", "workers"), 6),
     "api": 5,
     "flow": 4,
     "backends": 3,

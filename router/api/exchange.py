@@ -9,14 +9,21 @@ from typing import Any
 
 from aiohttp import web
 
+from router.api.limits import rate_headers
 from router.api.reply import SERVER_NAME
 from router.api.service import Service, Shared
 from router.core import jsontext
+from router.core.cache_key import read_control
 from router.errors import BadRequest, SlowRequest, TooLarge
+from router.flow.idempotency import Again, fingerprint
 from router.flow.observe import Record
+from router.flow.reuse import Wishes
 from router.types import Key
 
 _CLIENT_ID_CHARS_MAX = 128
+_NO_WISHES = Wishes()
+_IDEMPOTENCY_CHARS_MAX = 255
+_NOBODY = Key("", ladders=frozenset())
 
 
 class RequestIds:
@@ -32,7 +39,11 @@ class RequestIds:
 
 
 class Exchange:
-    """A request, with what the handlers know about it as they go."""
+    """A request, with what the handlers know about it as they go.
+
+    `argument` is what stands in the place of the `*` of its route; `key` is the caller's, and
+    nobody where the route is for everybody.
+    """
 
     def __init__(
         self,
@@ -46,6 +57,9 @@ class Exchange:
         self.service = service
         self.shared = shared
         self.id = request_id
+        self.argument = ""
+        self.key = _NOBODY
+        self._body = b""
         self.body_bytes = 0
         self._clock: Callable[[], float] = shared.clock
         self._arrived = self._clock()
@@ -55,29 +69,59 @@ class Exchange:
         # aiohttp lets any byte through, and the log and the metrics are for people.
         self.record.client_request_id = "".join(c if " " <= c <= "~" else "?" for c in client_id)
 
-    def authenticate(self) -> Key:
-        """The caller's key. Raises Unauthenticated."""
-        key = self.service.guard.authenticate(self.request.headers.get("Authorization"))
-        self.record.key = key.name
-        return key
+    async def authenticate(self) -> Key:
+        """The caller's key, which is `key` from now on. Raises Unauthenticated."""
+        guard = self.service.guard
+        self.key = await guard.authenticate(self.request.headers.get("Authorization"))
+        self.record.key = self.key.name
+        return self.key
+
+    def wishes(self) -> Wishes:
+        """What the headers ask for beside the body."""
+        headers = self.request.headers
+        control, name = headers.get("Cache-Control"), headers.get("Idempotency-Key")
+        if control is None and name is None:
+            return _NO_WISHES
+        again = None
+        if name is not None:
+            if not 0 < len(name) <= _IDEMPOTENCY_CHARS_MAX:
+                raise BadRequest(
+                    f"Idempotency-Key must have 1 to {_IDEMPOTENCY_CHARS_MAX} characters",
+                    code="invalid_idempotency_key",
+                )
+            again = Again(name, fingerprint(self.record.route, self._body))
+        return Wishes(read_control(control), again)
 
     def elapsed_s(self) -> float:
         return self._clock() - self._arrived
 
     def headers(self) -> dict[str, str]:
         """The headers of every answer to this request."""
-        return {
+        headers = {
             "x-request-id": self.id,
             "openai-processing-ms": str(int(self.elapsed_s() * 1000)),
-            "x-rungway-cache": "bypass",
+            "x-rungway-cache": self.record.cache,
             "Server": SERVER_NAME,
             **self._cors,
         }
+        record = self.record
+        if record.inputs:
+            headers["x-rungway-cached-inputs"] = f"{record.cached_inputs}/{record.inputs}"
+        limits = self.key.limits
+        if limits.requests_per_minute is not None or limits.tokens_per_minute is not None:
+            ledger = self.shared.ledger
+            headers.update(rate_headers(ledger.purse(self.key), ledger.now_s()))
+        return headers
 
-    async def read_json(self) -> Any:
-        """The body as JSON, within the limits of size and time. Raises CallerError."""
+    async def read_json(self, *, may_be_empty: bool = False) -> Any:
+        """The body as JSON, within the limits of size and time; {} of an empty one that may be so.
+
+        Raises CallerError.
+        """
         body = await self._read_body()
-        self.body_bytes = len(body)
+        self._body, self.body_bytes = body, len(body)
+        if may_be_empty and not body:
+            return {}
         try:
             return jsontext.read(body)
         except ValueError as error:

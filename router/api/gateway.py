@@ -1,8 +1,4 @@
-"""Every request comes here: guarded, sent to its route, its errors rendered, its line written.
-
-Routes are found in a table by the path without `/v1` and without a trailing slash, since clients
-and their users leave out either.
-"""
+"""Every request comes here: guarded, sent to its route, its errors rendered, its line written."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from router.api import openai, ops
+from router.api import keys, openai, ops, usage
 from router.api.exchange import Exchange, RequestIds
-from router.api.metrics import RouterCollector
 from router.api.reply import SERVER_NAME, error_reply, json_reply
+from router.api.routes import Caller, Handler, Route, Routes
 from router.api.service import Service, Shared
 from router.api.sink import header_text
 from router.config.addresses import is_loopback
@@ -31,32 +27,54 @@ from router.flow.observe import Record
 
 _log = logging.getLogger("rungway")
 
-Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
 _SHOWN_CHARS_MAX = 200
-_OPS = frozenset({"/health", "/ready", "/metrics"})
 
 
 class Gateway:
     """The handler of the server. `service` may be replaced while requests are served."""
 
-    def __init__(self, service: Service, shared: Shared, reload: Callable[[], str | None]) -> None:
+    def __init__(
+        self, service: Service, shared: Shared, reload: Callable[[], Awaitable[str | None]]
+    ) -> None:
         self.service = service
         self._reload = reload
         self.shared = shared
         self._ids = RequestIds()
-        self._collector = RouterCollector(shared)
-        self._routes: dict[str, dict[str, Handler]] = {
-            "": {"GET": _sync(ops.front), "POST": openai.hugging_face_inputs},
-            "/chat/completions": {"POST": openai.chat_completions},
-            "/embeddings": {"POST": openai.create_embeddings},
-            "/models": {"GET": openai.list_models},
-            "/health": {"GET": _sync(ops.health)},
-            "/ready": {"GET": _sync(ops.ready)},
-            "/metrics": {"GET": self._metrics},
-            "/router/v1/explain": {"POST": ops.explain},
-            "/router/v1/reload": {"POST": self._reload_now},
-            "/router/v1/status": {"GET": _sync(ops.status)},
-        }
+        ops.answer_other_workers(shared, lambda: self.service)
+        self._routes = Routes(
+            {
+                "": {
+                    "GET": Route(_sync(ops.front), Caller.ANYBODY),
+                    "POST": Route(openai.hugging_face_inputs),
+                },
+                "/chat/completions": {"POST": Route(openai.chat_completions)},
+                "/embeddings": {"POST": Route(openai.create_embeddings)},
+                "/models": {"GET": Route(openai.list_models)},
+                "/models/*": {"GET": Route(openai.get_model)},
+                "/health": {"GET": Route(ops.health, Caller.OPERATOR)},
+                "/ready": {"GET": Route(_sync(ops.ready), Caller.OPERATOR)},
+                "/metrics": {"GET": Route(ops.metrics, Caller.OPERATOR)},
+                "/router/v1/explain": {"POST": Route(ops.explain)},
+                "/router/v1/keys": {
+                    "GET": Route(keys.list_keys, Caller.ADMIN),
+                    "POST": Route(keys.create_key, Caller.ADMIN),
+                },
+                "/router/v1/keys/*": {
+                    "GET": Route(keys.show_key, Caller.ADMIN),
+                    "DELETE": Route(keys.revoke_key, Caller.ADMIN),
+                },
+                "/router/v1/keys/*/rotate": {"POST": Route(keys.rotate_key, Caller.ADMIN)},
+                "/router/v1/reload": {"POST": Route(self._reload_now, Caller.ADMIN)},
+                "/router/v1/sessions": {
+                    "GET": Route(keys.list_sessions),
+                    "POST": Route(keys.create_session),
+                },
+                "/router/v1/sessions/*": {"DELETE": Route(keys.end_session)},
+                "/router/v1/status": {"GET": Route(ops.status, Caller.ADMIN)},
+                "/router/v1/usage": {"GET": Route(usage.show_usage)},
+                "/router/v1/usage/resolve": {"POST": Route(usage.resolve, Caller.ADMIN)},
+            }
+        )
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Only an unforeseen failure escapes as anything but an answer."""
@@ -112,38 +130,37 @@ class Gateway:
             allowed = guard.preflight(origin, wanted)
             return web.Response(status=204, headers={**exchange.headers(), **allowed})
         guard.check_browser(request.headers.get("Host"), origin)
-        handler = self._find(method, path, request.raw_path.partition("?")[0])
-        if path in _OPS:
-            if self.service.ops_need_key and not _is_from_here(request):
-                ops.require_admin(exchange.authenticate())
+        route, exchange.argument = self._find(method, path, request.raw_path.partition("?")[0])
+        caller = route.caller
+        if caller is Caller.OPERATOR:
+            needs_key = self.service.ops_need_key and not _is_from_here(request)
+            caller = Caller.ADMIN if needs_key else Caller.ANYBODY
         elif self.shared.is_draining:
             raise Draining("Rungway is going down; ask again in a moment")
-        return await handler(exchange)
+        if caller is not Caller.ANYBODY:
+            key = await exchange.authenticate()
+            if caller is Caller.ADMIN:
+                ops.require_admin(key)
+        return await route.handler(exchange)
 
-    def _find(self, method: str, path: str, asked: str) -> Handler:
+    def _find(self, method: str, path: str, asked: str) -> tuple[Route, str]:
         """`asked` is the path as the client wrote it, for what it is told."""
         shown = asked if len(asked) <= _SHOWN_CHARS_MAX else asked[:_SHOWN_CHARS_MAX] + "…"
-        methods = self._routes.get(path)
-        if methods is None:
-            if path.startswith("/models/"):
-                methods = {"GET": lambda exchange: openai.get_model(exchange, path[8:])}
-            else:
-                raise UnknownUrl(f"there is no {shown} here; docs/api.md lists the routes")
-        handler = methods.get(method)
-        if handler is None:
+        found = self._routes.find(path)
+        if found is None:
+            raise UnknownUrl(f"there is no {shown} here; docs/api.md lists the routes")
+        methods, argument = found
+        route = methods.get(method)
+        if route is None:
             allow = ", ".join(sorted(methods))
             raise MethodNotAllowed(f"{shown} takes {allow}, not {method}", allow=allow)
-        return handler
+        return route, argument
 
     async def _reload_now(self, exchange: Exchange) -> web.StreamResponse:
-        ops.require_admin(exchange.authenticate())
-        refused = self._reload()
+        refused = await self._reload()
         if refused is not None:
             raise BadRequest(refused, code="configuration_refused")
         return json_reply({"reloaded": True}, headers=exchange.headers())
-
-    async def _metrics(self, exchange: Exchange) -> web.StreamResponse:
-        return ops.metrics(exchange, self._collector)
 
 
 def _is_from_here(request: web.BaseRequest) -> bool:

@@ -8,32 +8,31 @@ is not listed is refused where no key protects the calls.
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from router.config.addresses import is_loopback
 from router.errors import Forbidden, Unauthenticated
+from router.flow.keys import KeyBook
 from router.types import Key
 
 _ALLOWED_HEADERS = "authorization, content-type, idempotency-key, x-client-request-id"
 _EXPOSED_HEADERS = (
     "x-request-id, retry-after, retry-after-ms, x-should-retry, x-rungway-rung, "
-    "x-rungway-attempts, x-rungway-cache, x-rungway-origin, openai-processing-ms"
+    "x-rungway-attempts, x-rungway-cache, x-rungway-cost-usd, x-rungway-clamped, "
+    "x-rungway-origin, openai-processing-ms"
 )
 _PREFLIGHT_AGE_S = "600"
-_NOBODY = (b"", Key("nobody", ladders=frozenset()))
 _HEADER_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_, ")
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The rules of one configuration. `keys` maps a key's SHA-256 digest to itself and its rights.
+    """The rules of one configuration, and the keys of all.
 
     `open_key` is the implicit key of open mode, None where keys are needed.
     """
 
-    keys: Mapping[bytes, tuple[bytes, Key]]
+    keys: KeyBook
     open_key: Key | None
     checks_host: bool
     hosts: frozenset[str]
@@ -55,8 +54,11 @@ class Guard:
             code="origin_not_allowed",
         )
 
-    def authenticate(self, authorization: str | None) -> Key:
-        """The key of a call. Raises Unauthenticated, never with the key in its text."""
+    async def authenticate(self, authorization: str | None) -> Key:
+        """The key of a call; it awaits only where the store has to be asked.
+
+        Raises Unauthenticated, never with the key in its text, or StateUnavailable.
+        """
         if self.open_key is not None:
             return self.open_key
         scheme, _, secret = (authorization or "").strip().partition(" ")
@@ -66,14 +68,7 @@ class Guard:
                 "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key"
             )
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        # A look-up by digest tells nothing by its time: nobody chooses what a digest begins with.
-        # The comparison that decides takes the same time for every digest.
-        known, key = self.keys.get(digest, _NOBODY)
-        if not hmac.compare_digest(known, digest):
-            raise Unauthenticated(
-                "the API key is not known here; make one with `rungway keys create`, and reload"
-            )
-        return key
+        return self.keys.known(digest) or await self.keys.find(digest)
 
     def cors(self, origin: str | None) -> dict[str, str]:
         """The headers that let a listed page read the answer."""

@@ -1,4 +1,8 @@
-"""GET /metrics: the plain counters of `flow/observe.py` as Prometheus samples, made at scrape."""
+"""GET /metrics: the plain counters of `flow/observe.py` as Prometheus samples, made at scrape.
+
+First as families of plain values (`core/samples.py`), which add up over workers; what a scraper
+reads is made of the sum. A new metric is one more family in `families`.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,11 @@ from prometheus_client.registry import Collector
 
 from router import __version__
 from router.api.service import Shared
-from router.flow.observe import GenAiCounts, Histogram
-from router.types import Ladder
+from router.core import samples
+from router.core.samples import Families, counter, gauge
+from router.flow.events import Gathered
+from router.flow.observe import DURATION_BUCKETS_S, TOKEN_BUCKETS, GenAiCounts, Histogram
+from router.types import Json, Ladder
 
 # Request model: the ladder. Provider: the backend. Response model: the rung's.
 _GEN_AI_LABELS = (
@@ -29,123 +36,158 @@ _GEN_AI_LABELS = (
 )
 
 
-class RouterCollector(Collector):
-    """Reads one process's counters. Labels are ladders, rungs and outcomes: few values each."""
-
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self.ladders: Mapping[str, Ladder] = {}
-
-    def collect(self) -> Iterable[Metric]:
-        observer = self._shared.observer
-        yield _build_info()
-        yield _counter(
+def families(shared: Shared, ladders: Mapping[str, Ladder]) -> Families:
+    """One process's counters. Labels are ladders, rungs and outcomes: few values each."""
+    observer, board = shared.observer, shared.board
+    return [
+        gauge("rungway_build_info", "The version that runs.", ("version",), _version(), "max"),
+        counter(
             "rungway_calls", "Calls by outcome.", ("ladder", "rung", "outcome"), observer.calls
-        )
-        yield _counter(
-            "rungway_attempts", "Attempts by outcome.", ("rung", "outcome"), observer.attempts
-        )
-        yield _counter(
-            "rungway_tokens", "Tokens used.", ("ladder", "rung", "type"), observer.tokens
-        )
-        yield _histogram(
+        ),
+        counter("rungway_attempts", "Attempts by outcome.", ("rung", "outcome"), observer.attempts),
+        counter("rungway_tokens", "Tokens used.", ("ladder", "rung", "type"), observer.tokens),
+        _histogram(
             "rungway_call_duration_seconds",
             "From a call's arrival to its end.",
             ("ladder", "task"),
             observer.durations,
-        )
-        yield _histogram(
+        ),
+        _histogram(
             "rungway_first_token_seconds",
             "From a call's arrival to its stream's first content.",
             ("ladder", "rung"),
             observer.first_tokens,
-        )
-        yield from _gen_ai(observer.gen_ai)
-        yield CounterMetricFamily(
-            "rungway_log_lines_lost", "Calls whose line could not be written.", observer.lines_lost
-        )
-        yield GaugeMetricFamily(
-            "rungway_calls_in_flight", "Calls that are being served.", observer.in_flight
-        )
-        yield _counter(
+        ),
+        *_gen_ai(observer.gen_ai),
+        counter(
+            "rungway_log_lines_lost",
+            "Calls whose line could not be written.",
+            (),
+            {(): observer.lines_lost},
+        ),
+        gauge(
+            "rungway_calls_in_flight",
+            "Calls that are being served.",
+            (),
+            {(): observer.in_flight},
+        ),
+        counter(
             "rungway_alarms",
             "Rungs that closed for a reason to be mended: a token, credit, a model.",
             ("rung",),
-            {(name,): count for name, count in self._shared.board.alarms.items()},
-        )
-        yield _counter(
+            {(name,): count for name, count in board.alarms.items()},
+        ),
+        counter(
             "rungway_hedges",
             "Calls for which a second rung was asked beside a slow first one.",
             ("ladder",),
-            {(name,): count for name, count in self._shared.board.hedges.items()},
-        )
-        yield self._rungs()
-
-    def _rungs(self) -> Metric:
-        family = GaugeMetricFamily(
-            "rungway_rung_open", "1 where the rung may be tried now.", labels=("rung",)
-        )
-        views = {
-            name: view
-            for ladder in self.ladders.values()
-            for name, view in self._shared.board.views(ladder).items()
-        }
-        for name, view in views.items():
-            family.add_metric((name,), 0.0 if view.closed else 1.0)
-        return family
+            {(name,): count for name, count in board.hedges.items()},
+        ),
+        gauge(
+            "rungway_rung_open",
+            "1 where the rung may be tried now.",
+            ("rung",),
+            {
+                (name,): 0.0 if view.closed else 1.0
+                for ladder in ladders.values()
+                for name, view in board.views(ladder).items()
+            },
+            "min",
+        ),
+    ]
 
 
-def render(collector: RouterCollector) -> bytes:
+def of_all(gathered: Gathered) -> Families:
+    """What every worker counted, and how many were heard now.
+
+    Of one that is late, or has ended, what it last counted stands in: a counter never falls.
+    """
+    parts: list[Families] = [one["families"] for one in gathered.answers]
+    parts += [samples.lasting(one["families"]) for one in gathered.kept]
+    heard = gauge(
+        "rungway_workers",
+        "Worker processes: those there are, and those that this scrape heard.",
+        ("which",),
+        {("all",): gathered.workers, ("heard",): len(gathered.answers)},
+    )
+    return [*samples.merged(parts), heard]
+
+
+def render(of_all: Families) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    registry.register(_Collector(of_all))
     return generate_latest(registry)
 
 
-def _gen_ai(counts: GenAiCounts) -> Iterable[Metric]:
+class _Collector(Collector):
+    def __init__(self, of_all: Families) -> None:
+        self._families = of_all
+
+    def collect(self) -> Iterable[Metric]:
+        return map(_metric, self._families)
+
+
+def _gen_ai(counts: GenAiCounts) -> Families:
     """The names that OpenTelemetry's GenAI conventions define, in Prometheus' spelling."""
-    yield _histogram(
-        "gen_ai_client_operation_duration_seconds",
-        "From a call's arrival to its end, by the last rung tried.",
-        (*_GEN_AI_LABELS, "error_type"),
-        counts.durations,
-    )
-    yield _histogram(
-        "gen_ai_client_operation_time_to_first_chunk_seconds",
-        "From a call's arrival to its stream's first content.",
-        _GEN_AI_LABELS,
-        counts.first_chunks,
-    )
-    yield _histogram(
-        "gen_ai_client_token_usage",
-        "Tokens of one call.",
-        (*_GEN_AI_LABELS, "gen_ai_token_type"),
-        counts.tokens,
-    )
+    return [
+        _histogram(
+            "gen_ai_client_operation_duration_seconds",
+            "From a call's arrival to its end, by the last rung tried.",
+            (*_GEN_AI_LABELS, "error_type"),
+            counts.durations,
+        ),
+        _histogram(
+            "gen_ai_client_operation_time_to_first_chunk_seconds",
+            "From a call's arrival to its stream's first content.",
+            _GEN_AI_LABELS,
+            counts.first_chunks,
+        ),
+        _histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of one call.",
+            (*_GEN_AI_LABELS, "gen_ai_token_type"),
+            counts.tokens,
+            TOKEN_BUCKETS,
+        ),
+    ]
 
 
-def _build_info() -> Metric:
-    family = GaugeMetricFamily("rungway_build_info", "The version that runs.", labels=("version",))
-    family.add_metric((__version__,), 1.0)
-    return family
-
-
-def _counter(name: str, words: str, labels: tuple[str, ...], values: Mapping[Any, int]) -> Metric:
-    family = CounterMetricFamily(name, words, labels=labels)
-    for key, value in values.items():
-        family.add_metric(key, value)
-    return family
+def _version() -> dict[tuple[str], float]:
+    return {(__version__,): 1.0}
 
 
 def _histogram(
-    name: str, words: str, labels: tuple[str, ...], values: Mapping[Any, Histogram]
-) -> Metric:
-    family = HistogramMetricFamily(name, words, labels=labels)
-    for key, histogram in values.items():
+    name: str,
+    words: str,
+    labels: tuple[str, ...],
+    values: Mapping[Any, Histogram],
+    bounds: tuple[float, ...] = DURATION_BUCKETS_S,
+) -> Json:
+    counted = ((key, one.counts, one.total) for key, one in values.items())
+    return samples.histogram(name, words, labels, counted, bounds)
+
+
+def _metric(family: Json) -> Metric:
+    name, words, labels = family["name"], family["help"], family["labels"]
+    if family["type"] == "histogram":
+        return _buckets(HistogramMetricFamily(name, words, labels=labels), family)
+    made: CounterMetricFamily | GaugeMetricFamily
+    if family["type"] == "counter":
+        made = CounterMetricFamily(name, words, labels=labels)
+    else:
+        made = GaugeMetricFamily(name, words, labels=labels)
+    for key, value in family["samples"]:
+        made.add_metric(key, value)
+    return made
+
+
+def _buckets(made: HistogramMetricFamily, family: Json) -> Metric:
+    bounds = (*family["bounds"], math.inf)
+    for key, value in family["samples"]:
         running = 0
         buckets = []
-        bounds = (*histogram.bounds, math.inf)
-        for bound, count in zip(bounds, histogram.counts, strict=True):
+        for bound, count in zip(bounds, value["counts"], strict=True):
             running += count
             buckets.append(("+Inf" if bound == math.inf else str(bound), float(running)))
-        family.add_metric(key, buckets, histogram.total)
-    return family
+        made.add_metric(key, buckets, value["total"])
+    return made

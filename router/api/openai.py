@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -14,13 +13,12 @@ from router.api.reply import json_reply
 from router.api.sink import HttpSink
 from router.core import embed_request, embeddings
 from router.errors import BadRequest, UnknownModel
-from router.types import Call, Embeddings, Json, Key
+from router.types import Call, Embeddings, Json
 
 
 async def chat_completions(exchange: Exchange) -> web.StreamResponse:
     """POST /v1/chat/completions."""
-    key = exchange.authenticate()
-    call = chat_call(exchange.service, exchange.id, key, await exchange.read_json())
+    call = chat_call(exchange.service, exchange.id, exchange.key, await exchange.read_json())
     sink = _sink(exchange)
     if call.stream:
         sink.expect_stream()
@@ -29,10 +27,9 @@ async def chat_completions(exchange: Exchange) -> web.StreamResponse:
 
 async def create_embeddings(exchange: Exchange) -> web.StreamResponse:
     """POST /v1/embeddings."""
-    key = exchange.authenticate()
     body = await exchange.read_json()
     wanted = embed_request.read(body)
-    call = embed_call(exchange.service, exchange.id, key, body.get("model"), wanted)
+    call = embed_call(exchange.service, exchange.id, exchange.key, body.get("model"), wanted)
     render = partial(embeddings.write_openai, model=call.ladder.name, base64=wanted.base64)
     return await _serve(exchange, call, _sink(exchange, render))
 
@@ -43,7 +40,6 @@ async def hugging_face_inputs(exchange: Exchange) -> web.StreamResponse:
     `{"inputs": {"source_sentence", "sentences"}}` is answered with the cosines of the first text
     with each other.
     """
-    key = exchange.authenticate()
     body = await exchange.read_json()
     inputs = body.get("inputs") if isinstance(body, dict) else None
     render = embeddings.write_nested
@@ -58,32 +54,30 @@ async def hugging_face_inputs(exchange: Exchange) -> web.StreamResponse:
             param="inputs",
         )
     wanted = embed_request.read_inputs(body)
-    call = embed_call(exchange.service, exchange.id, key, body.get("model"), wanted)
+    call = embed_call(exchange.service, exchange.id, exchange.key, body.get("model"), wanted)
     return await _serve(exchange, call, _sink(exchange, render))
 
 
 async def list_models(exchange: Exchange) -> web.StreamResponse:
     """GET /v1/models: the ladders that the key may use, and their aliases."""
-    key = exchange.authenticate()
     started_at = exchange.service.started_at
-    data = [_model(name, started_at) for name in _visible_names(exchange, key)]
+    data = [_model(name, started_at) for name in _visible_names(exchange)]
     return json_reply({"object": "list", "data": data}, headers=exchange.headers())
 
 
-async def get_model(exchange: Exchange, raw_id: str) -> web.StreamResponse:
+async def get_model(exchange: Exchange) -> web.StreamResponse:
     """GET /v1/models/{id}; the id may be percent-encoded and may hold slashes."""
-    key = exchange.authenticate()
-    name = unquote(raw_id)
-    if exchange.service.names.find(name, key) is None:
-        known = ", ".join(_visible_names(exchange, key)) or "none"
+    name = exchange.argument
+    if exchange.service.names.find(name, exchange.key) is None:
+        known = ", ".join(_visible_names(exchange)) or "none"
         raise UnknownModel(
             f"The model {name[:200]!r} does not exist; there are: {known}", param="model"
         )
     return json_reply(_model(name, exchange.service.started_at), headers=exchange.headers())
 
 
-def _visible_names(exchange: Exchange, key: Key) -> list[str]:
-    ladders = exchange.service.names.visible(key)
+def _visible_names(exchange: Exchange) -> list[str]:
+    ladders = exchange.service.names.visible(exchange.key)
     return [name for ladder in ladders for name in (ladder.name, *ladder.aliases)]
 
 
@@ -112,7 +106,9 @@ def _sink(exchange: Exchange, render: Callable[[Embeddings], bytes] | None = Non
 
 async def _serve(exchange: Exchange, call: Call, sink: HttpSink) -> web.StreamResponse:
     try:
-        await exchange.service.pipeline.serve(call, exchange.body_bytes, sink, exchange.record)
+        await exchange.service.pipeline.serve(
+            call, exchange.body_bytes, sink, exchange.record, exchange.wishes()
+        )
     finally:
         sink.close()
     assert sink.response is not None

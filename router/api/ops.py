@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import web
 
 from router import __version__
+from router.api import metrics as counted
 from router.api.calls import any_call
 from router.api.exchange import Exchange
-from router.api.metrics import RouterCollector, render
 from router.api.reply import json_reply
+from router.api.service import Service, Shared
 from router.core import ladder as ladder_plans
+from router.core import rung_rows
 from router.errors import Forbidden
-from router.types import Key
+from router.flow.events import Gathered
+from router.types import Json, Key
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -19,8 +24,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def require_admin(key: Key) -> None:
     if not key.admin:
         raise Forbidden(
-            "this needs a key with admin = true in its [keys.NAME]; "
-            "`rungway keys create NAME --admin` makes one"
+            "this needs a key with admin = true; `rungway keys create NAME --admin` makes one"
         )
 
 
@@ -37,9 +41,11 @@ def front(exchange: Exchange) -> web.StreamResponse:
     )
 
 
-def health(exchange: Exchange) -> web.StreamResponse:
-    """GET /health: the process lives."""
-    return json_reply({"status": "ok", "version": __version__}, headers=exchange.headers())
+async def health(exchange: Exchange) -> web.StreamResponse:
+    """GET /health: the process lives; of several workers, how many say so."""
+    gathered = await exchange.shared.events.gather("health", {})
+    body = {"status": "ok", "version": __version__, **_heard(gathered)}
+    return json_reply(body, headers=exchange.headers())
 
 
 def ready(exchange: Exchange) -> web.StreamResponse:
@@ -54,28 +60,49 @@ def ready(exchange: Exchange) -> web.StreamResponse:
     return json_reply(body, 200 if is_ready else 503, exchange.headers())
 
 
-def metrics(exchange: Exchange, collector: RouterCollector) -> web.StreamResponse:
-    """GET /metrics."""
-    collector.ladders = exchange.service.names.ladders
+async def metrics(exchange: Exchange) -> web.StreamResponse:
+    """GET /metrics: what all workers counted."""
+    gathered = await exchange.shared.events.gather("metrics", {})
     return web.Response(
-        body=render(collector), headers={**exchange.headers(), "Content-Type": _METRICS_TYPE}
+        body=counted.render(counted.of_all(gathered)),
+        headers={**exchange.headers(), "Content-Type": _METRICS_TYPE},
     )
 
 
-def status(exchange: Exchange) -> web.StreamResponse:
-    """GET /router/v1/status: the board as it is now."""
-    require_admin(exchange.authenticate())
-    board = exchange.shared.board
-    found = {
-        name: {"rungs": board.snapshot(ladder)}
-        for name, ladder in exchange.service.names.ladders.items()
-    }
-    return json_reply({"ladders": found}, headers=exchange.headers())
+async def status(exchange: Exchange) -> web.StreamResponse:
+    """GET /router/v1/status: the board as it is now, of all workers."""
+    gathered = await exchange.shared.events.gather("status", {})
+    body = {"ladders": rung_rows.ladders(gathered.answers), **_heard(gathered)}
+    return json_reply(body, headers=exchange.headers())
+
+
+def answer_other_workers(shared: Shared, service: Callable[[], Service]) -> None:
+    """Have this worker's part ready for whichever worker is asked by a client.
+
+    `service` gives the configuration of the moment.
+    """
+    shared.events.answers("health", lambda _: {})
+    shared.events.answers(
+        "metrics", lambda _: {"families": counted.families(shared, service().names.ladders)}
+    )
+    shared.events.answers(
+        "status",
+        lambda _: {
+            name: shared.board.rows(ladder) for name, ladder in service().names.ladders.items()
+        },
+    )
+    shared.events.on("board", shared.board.hear)
 
 
 async def explain(exchange: Exchange) -> web.StreamResponse:
     """POST /router/v1/explain: which rungs this request would try now, and why not the others."""
-    key = exchange.authenticate()
-    call = any_call(exchange.service, exchange.id, key, await exchange.read_json())
+    call = any_call(exchange.service, exchange.id, exchange.key, await exchange.read_json())
     steps = exchange.service.pipeline.plan(call)
     return json_reply(ladder_plans.explain(call.ladder.name, steps), headers=exchange.headers())
+
+
+def _heard(gathered: Gathered) -> Json:
+    """How many of several workers an answer is of."""
+    if gathered.workers == 1:
+        return {}
+    return {"workers": {"heard": len(gathered.answers), "all": gathered.workers}}

@@ -6,17 +6,24 @@ Calls keep the service that they began with, so a reload never changes a call un
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.api.guard import Guard
 from router.backends.base import Backend
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
 from router.flow.board import Board
+from router.flow.embedding import Batches
+from router.flow.events import Events
+from router.flow.issuing import Issuer
+from router.flow.keys import KeyBook
 from router.flow.ledger import Ledger
 from router.flow.observe import Observer
 from router.flow.pipeline import Pipeline
+from router.flow.renewal import Books
+from router.flow.reuse import Reuse
 from router.flow.tasks import Tasks
+from router.store.base import Store
 
 # Turns the token ids of one input into its text; None where the tokenizer is not installed.
 DecodeTokens = Callable[[list[int]], str]
@@ -48,11 +55,20 @@ class Service:
 
 @dataclass(slots=True)
 class Shared:
-    """What outlives a reload: the accounts, the board, the counters, the background tasks."""
+    """What outlives a reload: the accounts, the board, the counters, the background tasks, and the
+    way to the other workers.
+    """
 
     board: Board
+    store: Store
+    books: Books
     ledger: Ledger
+    keys: KeyBook
+    issuer: Issuer
+    reuse: Reuse
+    batches: Batches
     observer: Observer
     tasks: Tasks
     clock: Callable[[], float]
+    events: Events = field(default_factory=Events)
     is_draining: bool = False

@@ -14,7 +14,8 @@ from urllib.parse import quote
 from aiohttp import HttpVersion11, web
 
 from router.api.reply import JSON_TYPE, error_frame
-from router.core.sse import comment
+from router.core.accounts import shown_usd
+from router.core.sse import DONE_FRAME, comment
 from router.errors import RouterError
 from router.flow.sink import Provenance
 from router.flow.tasks import Tasks
@@ -95,11 +96,18 @@ class HttpSink:
         self._wrote_at = self._loop.time()
         await stream.write(frame)
 
-    async def end(self) -> None:
-        assert self._stream is not None
+    async def end(self, frames: bytes, provenance: Provenance) -> None:
+        self.is_committed = True
+        stream = self._stream or await self._start(provenance)
         self._rest()
+        if provenance.cost_nanousd is not None:
+            frames += comment(f"rungway cost_usd={shown_usd(provenance.cost_nanousd)}")
         self._is_ended = True
-        await self._stream.write_eof()
+        await stream.write(frames + DONE_FRAME)
+        await stream.write_eof()
+
+    async def cut(self, frames: bytes, provenance: Provenance) -> bool:
+        return False
 
     async def fail(self, error: RouterError) -> None:
         """One error event, flushed; then the connection closes without the last chunk."""
@@ -179,6 +187,8 @@ def provenance_headers(provenance: Provenance) -> dict[str, str]:
     headers = {"x-rungway-attempts": str(provenance.attempts)}
     if provenance.rung is not None:
         headers["x-rungway-rung"] = header_text(provenance.rung.name)
+    if provenance.cost_nanousd is not None:
+        headers["x-rungway-cost-usd"] = shown_usd(provenance.cost_nanousd)
     if provenance.clamped_to is not None:
         headers["x-rungway-clamped"] = str(provenance.clamped_to)
     return headers

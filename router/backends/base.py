@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from router.config.secrets import Credential
+from router.core.batch import Limits
 from router.types import Abilities, Answer, Call, ChatCall, EmbedCall, Embeddings, Price, Rung
 
 
@@ -32,6 +33,10 @@ class EmbedAttempt:
     rung: Rung
     connect_s: float
     answer_bytes_max: int = 64 << 20
+
+
+# For servers that say nothing of theirs: what is too much is found by halving.
+EMBED_LIMITS = Limits(count_max=256, tokens_max=200_000)
 
 
 class EventKind(enum.Enum):
@@ -101,6 +106,11 @@ class Backend(Protocol):
     can_continue: bool
     """Whether its servers may be asked to go on with a message of the assistant's that was begun.
     Whether a rung's model then does is for a canary to show (`flow/continuity.py`)."""
+
+    @property
+    def embed_limits(self) -> Limits:
+        """What one embeddings request may hold, and how many inputs may be there at once."""
+        ...
 
     def unable(self, call: Call, rung: Rung) -> str | None:
         """Why this call cannot be put faithfully to this rung, or None. Pure; asked while planning.

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from router.backends.base import (
+    EMBED_LIMITS,
     ChatAttempt,
     EmbedAttempt,
     EventStream,
@@ -98,6 +99,7 @@ class GradioSpaceBackend:
     takes_key_tokens = True
     may_repeat = False
     can_continue = False
+    embed_limits = EMBED_LIMITS
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from typing import TypeVar
 import orjson
 
 from router.backends.base import (
+    EMBED_LIMITS,
     Backend,
     ChatAttempt,
     EmbedAttempt,
@@ -122,6 +123,7 @@ class InferenceEndpointBackend:
     takes_key_tokens = True
     may_repeat = True
     can_continue = False
+    embed_limits = EMBED_LIMITS
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from router.backends import openai_wire
-from router.backends.base import ChatAttempt, EmbedAttempt, EventStream, Probe, State
+from router.backends.base import EMBED_LIMITS, ChatAttempt, EmbedAttempt, EventStream, Probe, State
 from router.config.secrets import Credential
 from router.core import embeddings, providers
 from router.core.providers import CatalogueAbilities, CatalogueEntry, CataloguePrices, Served
@@ -47,6 +47,7 @@ class InferenceProvidersBackend:
     takes_key_tokens = True
     may_repeat = True
     can_continue = False
+    embed_limits = EMBED_LIMITS
 
     def __init__(
         self,

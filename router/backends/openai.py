@@ -12,6 +12,7 @@ import orjson
 
 from router.backends import openai_wire
 from router.backends.base import (
+    EMBED_LIMITS,
     ChatAttempt,
     EmbedAttempt,
     EventStream,
@@ -33,6 +34,7 @@ class OpenAiBackend:
     takes_key_tokens = False
     may_repeat = True
     can_continue = True
+    embed_limits = EMBED_LIMITS
 
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name

@@ -21,6 +21,7 @@ from router.backends import openai_wire
 from router.backends.base import ChatAttempt, EmbedAttempt, EventStream, Probe, State
 from router.config.secrets import Credential
 from router.core import embeddings, tei
+from router.core.batch import Limits
 from router.errors import CallerMistake, PromptTooLong, RungRefused, UpstreamError
 from router.transport.http import HttpClient
 from router.types import Answer, Call, ChatCall, Embeddings, Json, Rung, Usage
@@ -50,6 +51,12 @@ class TeiBackend:
         self._batch_max = tei.Limits().slice_max
         self._permits = Permits(tei.Limits().permits)
         self._complaint: str | None = None
+
+    @property
+    def embed_limits(self) -> Limits:
+        # The server makes its own batches, and requests of several slices are cut here.
+        permits = max(1, self._permits.total)
+        return Limits(count_max=min(permits, 4 * self._batch_max), in_flight_max=permits)
 
     def unable(self, call: Call, rung: Rung) -> str | None:
         return _NO_CHAT if isinstance(call, ChatCall) else None
@@ -184,6 +191,10 @@ class Permits:
         self._total = total
         self._taken = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def total(self) -> int:
+        return self._total
 
     def resize(self, total: int) -> None:
         self._total = total

@@ -83,15 +83,80 @@ def parser() -> argparse.ArgumentParser:
     _config_option(reload)
     _daemon_options(reload)
 
-    keys = commands.add_parser("keys", help="make keys for clients")
+    _keys(commands.add_parser("keys", help="make, list, rotate and revoke keys for clients"))
+    _usage(commands.add_parser("usage", help="what keys have used, by key, ladder, rung and day"))
+    return root
+
+
+def _keys(keys: argparse.ArgumentParser) -> None:
     verbs = keys.add_subparsers(dest="verb", required=True, metavar="VERB")
-    create = verbs.add_parser("create", help="print a new key and its block for the configuration")
+    create = verbs.add_parser(
+        "create", help="make a key in the daemon, or print one with its block for the configuration"
+    )
     create.add_argument("name", help="the key's name, for logs and budgets")
     create.add_argument(
-        "--admin", action="store_true", help="it may read all status and have the daemon reload"
+        "--admin", action="store_true", help="it may do what the routes for operators do"
     )
-    _json_option(create)
-    return root
+    create.add_argument(
+        "--ladder",
+        action="append",
+        default=[],
+        dest="ladders",
+        help="a ladder it may use, instead of all (may be given again)",
+    )
+    create.add_argument("--tier", default="", help="for rungs that are kept for some tiers")
+    create.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        dest="limits",
+        metavar="NAME=NUMBER",
+        help="a setting of [keys.NAME.limits], such as usd_per_day=5 (may be given again)",
+    )
+    create.add_argument(
+        "--offline", action="store_true", help="print it for the configuration; ask no daemon"
+    )
+    listing = verbs.add_parser("list", help="all keys, of the configuration and of the daemon")
+    show = verbs.add_parser("show", help="one key's rights, limits and secrets' ends")
+    revoke = verbs.add_parser("revoke", help="end a key and its sessions, at once and for good")
+    rotate = verbs.add_parser("rotate", help="give a key a new secret")
+    rotate.add_argument(
+        "--overlap-s",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="for so long the old secret works too (left out: it ends now)",
+    )
+    for verb in (show, revoke, rotate):
+        verb.add_argument("name", help="the key's name")
+    for verb in (create, listing, show, revoke, rotate):
+        _config_option(verb)
+        _daemon_options(verb)
+        _json_option(verb)
+    create.epilog = (
+        "The running daemon makes the key, and it works at once, where --url, $RUNGWAY_URL or "
+        "$RUNGWAY_API_KEY (a key with admin = true) tells of one. Otherwise, and with --offline, "
+        "it is printed with its block for the configuration."
+    )
+
+
+def _usage(usage: argparse.ArgumentParser) -> None:
+    usage.add_argument(
+        "--group", default="key", help="some of key,ladder,rung,day, separated by commas"
+    )
+    usage.add_argument("--key", default="", help="of this key only")
+    usage.add_argument("--since", default="", help="the first UTC day, such as 2026-11-01")
+    usage.add_argument("--until", default="", help="the UTC day after the last one")
+    verbs = usage.add_subparsers(dest="verb", metavar="VERB")
+    resolve = verbs.add_parser("resolve", help="clear what is in doubt after a crash")
+    resolve.add_argument("name", nargs="?", help="the key's name; left out: of all keys")
+    how = resolve.add_mutually_exclusive_group(required=True)
+    how.add_argument("--charge", action="store_true", help="count it as spent")
+    how.add_argument("--release", action="store_true", help="let it go: it was not spent")
+    for command in (usage, resolve):
+        _config_option(command)
+        _daemon_options(command)
+        _json_option(command)
 
 
 def _config_option(command: argparse.ArgumentParser) -> None:
@@ -108,7 +173,8 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
     )
     command.epilog = (
         "The daemon is asked at --url, else at $RUNGWAY_URL, with the key in $RUNGWAY_API_KEY; "
-        "status and reload need a key with admin = true where there are keys."
+        "status, reload, keys and usage of others need a key with admin = true where there are "
+        "keys."
     )
 
 

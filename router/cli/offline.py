@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
+from dataclasses import replace
 
 from router.api.calls import any_call
-from router.api.service import Shared
-from router.app import make_service
+from router.app import close_shared, make_service, open_shared
 from router.config.model import Config
+from router.config.schema import State
 from router.core import ladder
-from router.flow.board import Board
-from router.flow.ledger import Ledger
-from router.flow.observe import Observer
 from router.flow.tasks import Tasks
 from router.transport.http import HttpClient
 from router.types import Json, Key
@@ -27,13 +24,9 @@ def explain(config: Config, request: Json) -> Json:
 
 
 async def _explain(config: Config, request: Json) -> Json:
-    shared = Shared(
-        board=Board(time.monotonic),
-        ledger=Ledger(),
-        observer=Observer(lambda line: None, time.time),
-        tasks=Tasks(),
-        clock=time.monotonic,
-    )
+    # What is only explained touches no state.
+    config = replace(config, state=State(url="memory://"))
+    shared = await open_shared(config, os.environ, lambda line: None, Tasks())
     client = HttpClient()
     try:
         service = make_service(config, shared, client, os.environ)
@@ -42,3 +35,4 @@ async def _explain(config: Config, request: Json) -> Json:
         return ladder.explain(call.ladder.name, steps)
     finally:
         await client.aclose()
+        await close_shared(shared)

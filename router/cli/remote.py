@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from router.cli.main import FAILED, WRONG_USE
 from router.config.addresses import address_to_ask
 from router.config.load import find, load_server
 from router.config.schema import Server
@@ -25,13 +26,16 @@ class DaemonUnreachable(Exception):
 class DaemonRefused(Exception):
     """The daemon answered with an error; the text is its message, `code` its code.
 
-    `words` are the message alone, without who said it.
+    `words` are the message alone, without who said it. `is_ours`: the request was wrong.
     """
 
-    def __init__(self, text: str, *, words: str = "", code: str = "") -> None:
+    def __init__(
+        self, text: str, *, words: str = "", code: str = "", is_ours: bool = False
+    ) -> None:
         super().__init__(text)
         self.words = words
         self.code = code
+        self.is_ours = is_ours
 
 
 def ask(
@@ -61,8 +65,15 @@ def ask(
         words = str(inner.get("message") or answer.text[:500])
         hint = "; give a key in $RUNGWAY_API_KEY" if answer.status_code == 401 else ""
         text = f"{base} answered {answer.status_code}: {words}{hint}"
-        raise DaemonRefused(text, words=words, code=str(inner.get("code")))
+        is_ours = answer.status_code == 400
+        raise DaemonRefused(text, words=words, code=str(inner.get("code")), is_ours=is_ours)
     return value
+
+
+def told(error: DaemonRefused | DaemonUnreachable) -> int:
+    """Say what went wrong; the exit code."""
+    print(f"rungway: {error}", file=sys.stderr)
+    return WRONG_USE if isinstance(error, DaemonRefused) and error.is_ours else FAILED
 
 
 def _configured_url(config: str | None) -> str:

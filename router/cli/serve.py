@@ -19,7 +19,7 @@ from router.cli.main import DONE, FAILED, WRONG_USE
 from router.config.addresses import address_to_ask, is_loopback
 from router.config.load import find, load, parse
 from router.config.model import Config
-from router.daemon import Daemon, StartError
+from router.daemon import Alone, Daemon, StartError
 from router.demo import start as demo
 from router.types import Ladder, Task
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         print("--demo serves this machine only: leave out --host", file=sys.stderr)
         return WRONG_USE
     try:
-        uvloop.run(_serve(options))
+        _serve(options)
     except (StartError, demo.DemoError) as error:
         print(f"rungway: {error}", file=sys.stderr)
         return FAILED
@@ -43,7 +43,27 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-async def _serve(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> None:
+    path = None if options.demo else find(options.config, os.environ, Path.cwd())
+    if path is None:
+        uvloop.run(_serve_what_there_is(options))
+        return
+
+    def reread() -> Config:
+        return _as_told(load(path, os.environ), options)
+
+    config = reread()
+    if config.server.workers == 1:
+        uvloop.run(_run(config, reread))
+        return
+    from router.workers.parent import Parent  # noqa: PLC0415
+
+    _say_warnings(config)
+    Parent(config, reread, lambda url: announce(url, config)).run()
+
+
+async def _serve_what_there_is(options: argparse.Namespace) -> None:
+    """Without a configuration file: the demo, or what is found on this machine."""
     if options.demo:
         _say("starting the demo's model on this machine …")
         async with demo.running_models() as addresses:
@@ -51,25 +71,22 @@ async def _serve(options: argparse.Namespace) -> None:
             config = parse(text, "the demo", os.environ)
             await _run(_as_told(config, options), None)
         return
-    path = find(options.config, os.environ, Path.cwd())
-    if path is None:
-        _say("no configuration file: looking for model servers on this machine …")
-        from router.cli.detect import found_configuration  # noqa: PLC0415
+    _say("no configuration file: looking for model servers on this machine …")
+    from router.cli.detect import found_configuration  # noqa: PLC0415
 
-        config = parse(await found_configuration(), "", os.environ)
-        await _run(_as_told(config, options), None)
-        return
-
-    def reread() -> Config:
-        return _as_told(load(path, os.environ), options)
-
-    await _run(reread(), reread)
+    config = parse(await found_configuration(), "", os.environ)
+    await _run(_as_told(config, options), None)
 
 
 async def _run(config: Config, reread: Callable[[], Config] | None) -> None:
+    _say_warnings(config)
+    overseer = Alone(config.server, reread, lambda url: announce(url, config))
+    await Daemon(config, overseer).run()
+
+
+def _say_warnings(config: Config) -> None:
     for warning in config.warnings:
         logging.getLogger("rungway").warning("%s", warning)
-    await Daemon(config, reread, lambda url: announce(url, config)).run()
 
 
 def _as_told(config: Config, options: argparse.Namespace) -> Config:

@@ -21,6 +21,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(orjson.dumps(status).decode())
         return DONE
+    workers = status.get("workers")
+    if workers is not None and workers["heard"] < workers["all"]:
+        print(f"{workers['heard']} of {workers['all']} workers answered in time")
     for name, ladder in status["ladders"].items():
         print(f"ladder {name}")
         for rung in ladder["rungs"]:
@@ -31,6 +34,11 @@ def run(options: argparse.Namespace) -> int:
 def _facts(rung: Json) -> list[str]:
     limit = "" if rung["limit"] is None else f" of {rung['limit']}"
     facts = [f"{rung['in_flight']}{limit} in flight"]
+    if "states" in rung:
+        facts.append(
+            "workers: "
+            + ", ".join(f"{state} in {count}" for state, count in rung["states"].items())
+        )
     if rung["queued"]:
         facts.append(f"{rung['queued']} waiting")
     for name, words in (("first_token_ms", "first token"), ("total_ms", "whole")):

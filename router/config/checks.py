@@ -6,6 +6,7 @@ Each function reads one part of the file's values, reports what cannot be, and g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,11 +28,11 @@ from router.types import (
     Price,
     Rung,
     Task,
+    nanousd_of,
 )
 
 # A dollar for a million tokens is this many nano-dollars a token.
-_NANOUSD_PER_TOKEN = 1000.0
-_FREE = Price(0.0, 0.0)
+_FREE = Price(0, 0)
 _SERVES = {"tgi": {Task.CHAT}, "tei": {Task.EMBEDDINGS}}
 # Clients of Hugging Face send these for "whatever is served", which is the default ladder.
 _MEANS_DEFAULT = ("dummy", "tgi")
@@ -39,6 +40,7 @@ _MEANS_DEFAULT = ("dummy", "tgi")
 _EXAMPLE_DIGEST = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c"
 # What is sent there follows the address by itself.
 _ROUTES = ("/chat/completions", "/completions", "/embeddings", "/v1/models")
+_LADDER_FAULTS_MAX = 20
 _REORDERING = (":cheapest", ":fastest", ":best")
 
 
@@ -73,7 +75,7 @@ def check_state(
     """The state with its default place filled in."""
     path: Path = ("state", "url")
     if not state.url:
-        return schema.State(url=f"sqlite://{_state_folder(environ)}/state.db")
+        return schema.State(url=f"sqlite://{state_folder(environ)}/state.db")
     url, _, rest = state.url.partition("://")
     if state.url == "memory://":
         if workers > 1:
@@ -92,7 +94,7 @@ def check_state(
     return state
 
 
-def _state_folder(environ: Mapping[str, str]) -> str:
+def state_folder(environ: Mapping[str, str]) -> str:
     # systemd gives several directories separated by colons; the first is ours.
     given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
@@ -276,7 +278,7 @@ def _price(rung: schema.Rung, backend: BackendConfig | None) -> Price | None:
     """The rung's own price, or nothing where a token costs nothing; None is not known here."""
     own = rung.usd_per_mtok
     if own is not None:
-        return Price(own.input * _NANOUSD_PER_TOKEN, (own.output or 0.0) * _NANOUSD_PER_TOKEN)
+        return Price.per_mtok(own.input, own.output or 0.0)
     return _FREE if _is_free(backend) else None
 
 
@@ -391,12 +393,26 @@ def key(
     report: Report,
 ) -> Key:
     path: Path = ("keys", name)
-    for place, one in enumerate(raw.ladders):
-        if one != "*" and one not in ladders:
-            report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
+    check_key_ladders(raw, ladders, path, report)
     if not raw.ladders:
         report.warning((*path, "ladders"), 'is empty, so the key may call nothing; "*" is all')
     token = check_token(raw.token, (*path, "token"), environ, report, "remove this setting")
+    return replace(key_of(name, raw), token=token)
+
+
+def check_key_ladders(
+    raw: schema.KeySettings, ladders: Mapping[str, object], path: Path, report: Report
+) -> None:
+    wrong = [
+        (place, one) for place, one in enumerate(raw.ladders) if one != "*" and one not in ladders
+    ]
+    # Each is compared with all there are, and a list of a thousand faults has one cause.
+    for place, one in wrong[:_LADDER_FAULTS_MAX]:
+        report.problem((*path, "ladders", place), unknown("ladder", one, ladders))
+
+
+def key_of(name: str, raw: schema.KeySettings) -> Key:
+    """The key of these settings, which are sound by themselves; it has no token of its own."""
     limits = raw.limits
     return Key(
         name=name,
@@ -407,10 +423,18 @@ def key(
             concurrent=limits.concurrent,
             max_output_tokens=limits.max_output_tokens,
             max_input_bytes=None if limits.max_input_kib is None else limits.max_input_kib << 10,
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            tokens_per_day=limits.tokens_per_day,
+            usd_per_day=None if limits.usd_per_day is None else nanousd_of(limits.usd_per_day),
+            usd_per_month=(
+                None if limits.usd_per_month is None else nanousd_of(limits.usd_per_month)
+            ),
         ),
         priority=raw.priority,
         bill_to=raw.bill_to,
-        token=token,
+        allow_unpriced=raw.allow_unpriced,
+        drains=raw.on_disconnect == "drain",
     )
 
 
@@ -427,6 +451,22 @@ def warn_of_nothing(
         report.warning(
             (), "there are no ladders, so nothing can be answered; `rungway detect` prints some"
         )
+
+
+def warn_of_shares(
+    workers: int,
+    ladders: Mapping[str, Ladder],
+    report: Report,
+) -> None:
+    """Limits that several workers cannot keep together as they stand; see `share.py`."""
+    for name, made in ladders.items():
+        for place, rung in enumerate(made.rungs):
+            if rung.max_in_flight is not None and rung.max_in_flight < workers:
+                report.warning(
+                    ("ladders", name, "rungs", place, "max_in_flight"),
+                    f"is less than [server] workers, and each worker has at least one place: up to "
+                    f"{workers} calls are in flight; use fewer workers where the limit is hard",
+                )
 
 
 def check_digests(keys: Mapping[str, schema.Key | None], report: Report) -> None:

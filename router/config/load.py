@@ -7,10 +7,12 @@ $XDG_CONFIG_HOME/rungway/rungway.toml, /etc/rungway/rungway.toml. A file that wa
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +69,8 @@ def load(path: Path, environ: Mapping[str, str], *, is_for_service: bool = False
     text = _read(path)
     document = _toml(text, str(path))
     report = Report(str(path), Lines(text), is_for_service=is_for_service)
-    return _parse(document, environ, path, report)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return replace(_parse(document, environ, path, report), digest=digest)
 
 
 def parse(text: str, source: str, environ: Mapping[str, str]) -> Config:
@@ -196,6 +199,7 @@ class _Reader:
         checks.check_ladder_names(made, ladder_names, server.default_ladder, report)
         checks.check_digests(keys, report)
         checks.warn_of_nothing(server, ladders, keys, report)
+        checks.warn_of_shares(server.workers, made, report)
         by_digest = {
             bytes.fromhex(raw.sha256): checks.key(name, raw, ladder_names, self._environ, report)
             for name, raw in keys.items()

@@ -23,7 +23,10 @@ OPEN_NEEDS_LOOPBACK = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One accepted file. `keys` is by the digest of the key, `key_names` by its name."""
+    """One accepted file. `keys` is by the digest of the key, `key_names` by its name.
+
+    `digest` is the file's own, so that several processes know that they read the same.
+    """
 
     server: Server
     state: State
@@ -35,6 +38,7 @@ class Config:
     default_ladder: str | None
     source: Path | None
     warnings: tuple[str, ...]
+    digest: str = ""
 
     def with_server(self, server: Server) -> Config:
         """The same with another [server], as the command line says. Raises ConfigError."""

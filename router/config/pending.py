@@ -9,25 +9,15 @@ from __future__ import annotations
 
 from router.config.locate import Path
 
-_BUDGETS = "budgets are not enforced by this version: calls are not refused for it"
-_RATES = "rates are not enforced by this version: calls are not refused for it"
 _CACHE = "this version keeps no cache: every call goes upstream"
 
 PENDING: dict[str, str] = {
-    "server.workers": "this version runs in one process",
-    "state.url": "this version keeps no state: nothing is written there",
     "cache.memory_mib": _CACHE,
     "cache.ttl_s": _CACHE,
     "cache.scope": _CACHE,
     "cache.chat": _CACHE,
     "backends.*.usd_per_hour": "this version does not weigh an endpoint's price by the hour",
-    "keys.*.allow_unpriced": _BUDGETS,
     "keys.*.on_disconnect": "this version cancels the upstream when a client leaves",
-    "keys.*.limits.usd_per_day": _BUDGETS,
-    "keys.*.limits.usd_per_month": _BUDGETS,
-    "keys.*.limits.tokens_per_minute": _RATES,
-    "keys.*.limits.tokens_per_day": _BUDGETS,
-    "keys.*.limits.requests_per_minute": _RATES,
 }
 
 _PATTERNS = {tuple(pattern.split(".")): why for pattern, why in PENDING.items()}

@@ -24,18 +24,19 @@ Mebibytes = Annotated[int, Meta(ge=1, le=4096)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
-# A name is shown in headers, metrics and addresses, so it is plain ASCII without blanks.
+# A name is shown in headers, metrics and addresses, so it is plain ASCII without blanks. A pattern
+# ends in \Z, since $ would let a line break follow.
 BackendName = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
         description="a name of at most 64 letters, digits, dots, dashes and underscores",
     ),
 ]
 LadderName = Annotated[
     str,
     Meta(
-        pattern=r"^[!-~]{1,128}$",
+        pattern=r"^[!-~]{1,128}\Z",
         description="a name of at most 128 ASCII characters without blanks",
     ),
 ]
@@ -43,49 +44,49 @@ KeyName = BackendName
 Tier = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9._-]{0,64}$",
+        pattern=r"^[A-Za-z0-9._-]{0,64}\Z",
         description="a name of at most 64 letters, digits, dots, dashes and underscores",
     ),
 ]
 Model = Annotated[
     str,
     Meta(
-        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,510}[^\x00-\x20\x7f])?$",
+        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,510}[^\x00-\x20\x7f])?\Z",
         description="a model's name of at most 512 characters on one line",
     ),
 ]
 Host = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9:._-]{1,255}$",
+        pattern=r"^[A-Za-z0-9:._-]{1,255}\Z",
         description="an address or a host name, without a port",
     ),
 ]
 Text = Annotated[
     str,
-    Meta(pattern=r"^[^\x00-\x1f\x7f]{1,4096}$", description="a line of text"),
+    Meta(pattern=r"^[^\x00-\x1f\x7f]{1,4096}\Z", description="a line of text"),
 ]
 Template = Annotated[str, Meta(max_length=65_536)]
 Sha256 = Annotated[
     str,
     Meta(
-        pattern=r"^[0-9a-f]{64}$",
+        pattern=r"^[0-9a-f]{64}\Z",
         description="the 64 lowercase hexadecimal digits that `rungway keys create` prints",
     ),
 ]
 MediaType = Annotated[
-    str, Meta(pattern=r"^image/[a-z0-9.+-]{1,64}$", description='a media type such as "image/png"')
+    str, Meta(pattern=r"^image/[a-z0-9.+-]{1,64}\Z", description='a media type such as "image/png"')
 ]
 RepositoryName = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}\Z",
         description='of the form "owner/name"',
     ),
 ]
 ApiName = Annotated[
     str,
-    Meta(pattern=r"^/[A-Za-z0-9._/-]{1,200}$", description='a name with its slash: "/chat"'),
+    Meta(pattern=r"^/[A-Za-z0-9._/-]{1,200}\Z", description='a name with its slash: "/chat"'),
 ]
 
 # Given by reference; `secrets.py` says which references there are.
@@ -120,13 +121,19 @@ class Server(Section, frozen=True, kw_only=True):
     default_ladder: Annotated[str, Meta(max_length=128)] = ""
     cors_origins: tuple[Text, ...] = ()
     allowed_hosts: tuple[Host, ...] = ()
+    open_usd_per_day: Usd = 1.0
     public_ops: bool = False
 
 
 class State(Section, frozen=True, kw_only=True):
-    """[state]: where what must outlive the process is kept. "" is the default place."""
+    """[state]: where what must outlive the process is kept. "" is the default place.
+
+    `username` and `password` are a Valkey's; the password is given by reference.
+    """
 
     url: Annotated[str, Meta(max_length=4096)] = ""
+    username: Annotated[str, Meta(max_length=256)] = ""
+    password: Token | None = None
 
 
 class Cache(Section, frozen=True, kw_only=True):
@@ -262,10 +269,9 @@ class Limits(Section, frozen=True, kw_only=True):
     usd_per_month: Usd | None = None
 
 
-class Key(Section, frozen=True, kw_only=True):
-    """[keys.NAME]: who may call, and what."""
+class KeySettings(Section, frozen=True, kw_only=True):
+    """What may be said of a key wherever it is made: nothing here is a secret or leads to one."""
 
-    sha256: Sha256
     ladders: tuple[LadderName, ...] = ("*",)
     tier: Tier = ""
     admin: bool = False
@@ -273,5 +279,11 @@ class Key(Section, frozen=True, kw_only=True):
     allow_unpriced: bool = False
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     bill_to: Text | None = None
-    token: Token | None = None
     limits: Limits = Limits()
+
+
+class Key(KeySettings, frozen=True, kw_only=True):
+    """[keys.NAME]: who may call, and what."""
+
+    sha256: Sha256
+    token: Token | None = None

@@ -130,6 +130,17 @@ class Breaker:
         if permit == self._probe:
             self._probe, self._until = None, None
 
+    def follow(self, until: float | None, now: float) -> None:
+        """Another process's breaker of the same rung opened until then, or closed (None)."""
+        if until is None:
+            if self._state is not State.CLOSED:
+                self._closed_at = now
+                self._begin(State.CLOSED, Permit(self._next_permit))
+        elif self._state is not State.OPEN or self._until is None or self._until < until:
+            self._begin(State.OPEN, Permit(self._next_permit))
+            self._count_opening()
+            self._until = until
+
     def reset(self, now: float) -> None:
         """What made it fail is mended (a new token, a backend seen to be ready): start afresh."""
         self._openings = 0
@@ -142,9 +153,13 @@ class Breaker:
     def _open(self, now: float, rand: float) -> None:
         settings = self._settings
         self._begin(State.OPEN, Permit(self._next_permit))
+        self._count_opening()
+        self._until = now + settings.open_s_min + rand * (self._widest_s - settings.open_s_min)
+
+    def _count_opening(self) -> None:
+        settings = self._settings
         self._openings = min(self._openings + 1, _DOUBLINGS_MAX)
         self._widest_s = min(settings.open_s_max, settings.open_s_min * 2.0**self._openings)
-        self._until = now + settings.open_s_min + rand * (self._widest_s - settings.open_s_min)
 
     def _begin(self, state: State, first_permit: Permit) -> None:
         self._state = state

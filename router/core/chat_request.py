@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from router.core import jsontext
 from router.errors import BadRequest, TooLarge
 from router.types import Json, Needs
 
@@ -78,9 +79,10 @@ def read(body: Any) -> Json:
 
 def needs_of(body: Json) -> Needs:
     """What a rung must be able to do for this request."""
-    size = 0
-    vision = False
+    size = schema_chars = images = 0
     for message in body["messages"]:
+        if message.get("tool_calls"):
+            schema_chars += _json_chars(message["tool_calls"])
         content = message.get("content")
         if isinstance(content, str):
             size += len(content)
@@ -88,15 +90,34 @@ def needs_of(body: Json) -> Needs:
             for part in content:
                 if isinstance(part.get("text"), str):
                     size += len(part["text"])
-                vision |= any(name in part for name in _MEDIA_URLS)
+                images += any(name in part for name in _MEDIA_URLS)
     form = body.get("response_format") or {}
+    for name in ("tools", "functions", "response_format"):
+        if body.get(name):
+            schema_chars += _json_chars(body[name])
     return Needs(
         prompt_tokens_min=size // _CHARS_PER_TOKEN_MAX,
         prompt_chars=size,
+        schema_chars=schema_chars,
+        images=images,
         tools=bool(body.get("tools") or body.get("functions")),
-        vision=vision,
+        vision=images > 0,
         json_schema=form.get("type") == "json_schema",
     )
+
+
+def _json_chars(value: Any) -> int:
+    try:
+        return len(jsontext.write(value))
+    except ValueError:
+        # It cannot be sent on either: the backend will say so.
+        return 0
+
+
+def output_limit(body: Json) -> int | None:
+    """The most output tokens that the request asks for, for each choice; None: it does not say."""
+    asked = [value for name in OUTPUT_LIMITS if type(value := body.get(name)) is int and value > 0]
+    return min(asked, default=None)
 
 
 def clamp(body: Json, output_tokens_max: int | None) -> tuple[Json, int | None]:

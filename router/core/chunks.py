@@ -55,7 +55,12 @@ class ChunkWatch:
         self._called_tools: set[int] = set()
         self._last: Json = {}
         self.usage: Usage | None = None
+        # All that was produced: text, reasoning, refusals, the calls of tools.
         self.content_chars = 0
+        self.content_chunks = 0
+        # Those of them that came after the newest usage: some report it at the start, or all along.
+        self.unreported_chars = 0
+        self.unreported_chunks = 0
         self.chunks = 0
 
     @property
@@ -88,30 +93,36 @@ class ChunkWatch:
             raise UpstreamBroken(f"{self._who} sent an event that is not a chat chunk")
         self.chunks += 1
         usage = chunk.get("usage")
-        if usage is not None:
-            self.usage = usage_in(usage) or self.usage
-            if not choices and not self._wants_usage:
-                return Seen(None, False)
+        reported = usage_in(usage) if usage is not None else None
+        if reported is not None:
+            self.usage = reported
+            if not choices:
+                self.unreported_chars = self.unreported_chunks = 0
+        if usage is not None and not choices and not self._wants_usage:
+            return Seen(None, False)
         commits = changed = False
         for choice in choices:
             if type(choice) is not dict:
                 raise UpstreamBroken(f"{self._who} sent a chunk with a malformed choice")
             changed |= self._mend(choice)
             commits |= self._follow(choice)
+        if reported is not None:
+            self.unreported_chars = self.unreported_chunks = 0
         if not chunk.get("id"):
             chunk["id"] = self._call_id
             changed = True
         self._last = chunk
         return Seen(self._written(chunk) if changed else payload, commits)
 
-    def closing_payloads(self) -> list[bytes]:
-        """Finish chunks for the choices that `[DONE]` left without one (TGI's tool calls)."""
+    def closing_payloads(self, cut: str | None = None) -> list[bytes]:
+        """Finish chunks for the choices that `[DONE]` left without one (TGI's tool calls), or for
+        those of an answer that is cut here, for the reason given."""
         payloads = []
         for index, finished in self._finished.items():
             if not finished:
-                reason = "tool_calls" if index in self._called_tools else "stop"
+                reason = cut or ("tool_calls" if index in self._called_tools else "stop")
                 choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
-                self._finished[index] = True
+                self._finished[index] = cut is None
                 payloads.append(self._written({**_head(self._last), "choices": [choice]}))
         return payloads
 
@@ -135,14 +146,15 @@ class ChunkWatch:
         delta = choice.get("delta")
         if type(delta) is not dict:
             return bool(finish)
-        content = delta.get("content")
-        if type(content) is str:
-            self.content_chars += len(content)
         if delta.get("tool_calls"):
             self._called_tools.add(index)
-        return bool(finish) or any(
-            value for name, value in delta.items() if name != "role" and value is not None
-        )
+        if chars := produced_chars(delta):
+            self.content_chars += chars
+            self.content_chunks += 1
+            self.unreported_chars += chars
+            self.unreported_chunks += 1
+            return True
+        return bool(finish) or any(value and name != "role" for name, value in delta.items())
 
     def _mend(self, choice: Json) -> bool:
         """Repair the choice in place; whether anything had to be."""
@@ -167,6 +179,51 @@ class ChunkWatch:
                     call["index"] = position
                     changed = True
         return changed
+
+
+def produced_chars(message: Json) -> int:
+    """The characters of a message, or of a piece of one, that a model has produced."""
+    chars = 0
+    others = []
+    for name, value in message.items():
+        # Reasoning may have two names (`twin_reasoning`), but was produced once.
+        if (
+            not value
+            or name == "role"
+            or (name == "reasoning_content" and message.get("reasoning"))
+        ):
+            continue
+        if type(value) is str:
+            chars += len(value)
+        elif name == "tool_calls":
+            chars += _call_chars(value)
+        else:
+            others.append(value)
+    # Parts of content, an old function call, audio; or the same reasoning again, in other words.
+    return chars or _text_chars(others)
+
+
+def _call_chars(calls: Any) -> int:
+    chars = 0
+    for call in calls if type(calls) is list else ():
+        function = call.get("function") if type(call) is dict else None
+        if type(function) is dict:
+            for part in (function.get("name"), function.get("arguments")):
+                chars += len(part) if type(part) is str else 0
+    return chars
+
+
+def _text_chars(values: list[Any]) -> int:
+    chars = 0
+    while values:
+        value = values.pop()
+        if type(value) is str:
+            chars += len(value)
+        elif type(value) is dict:
+            values += (inner for name, inner in value.items() if name != "type")
+        elif type(value) is list:
+            values += value
+    return chars
 
 
 def known_finish(reason: Any, who: str) -> Any:

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from router.errors import NoRungLeft, RouterError, UpstreamError
+from router.errors import (
+    NoRungLeft,
+    QuotaUsedUp,
+    RateLimited,
+    RouterError,
+    StateUnavailable,
+    UpstreamError,
+)
 from router.types import UNKNOWN_ABILITIES, Abilities, Call, Json, Policy, Price, Rung
 
 
@@ -27,6 +35,18 @@ class RungView:
     learned_price: Price | None = None
 
 
+class Unaffordable(NamedTuple):
+    """Why the key cannot pay for a rung: `cause` is budget (used up), rate, unpriced or state."""
+
+    reason: str
+    cause: str
+    wait_s: float | None = None
+
+
+Unable = Callable[[Call, Rung], str | None]
+Affords = Callable[[Call, Rung, Price | None], Unaffordable | None]
+
+
 @dataclass(slots=True)
 class Step:
     """One rung of a plan. `error` is what its attempt ended with, where it was tried and failed."""
@@ -40,26 +60,30 @@ class Step:
 
 
 _FRESH = RungView()
+# Why a rung is left out that no waiting changes.
+_FOR_GOOD = frozenset(
+    {"tier", "unable", "tools", "vision", "json_schema", "prompt_too_long", "too_large", "unpriced"}
+)
 
 
 def plan(
     call: Call,
     views: Mapping[str, RungView],
-    unable: Callable[[Call, Rung], str | None],
+    unable: Unable,
+    unaffordable: Affords,
 ) -> list[Step]:
     """The steps for this call, those to take in the order to take them, with every reason.
 
-    `unable` asks the rung's backend whether its protocol can carry the call.
+    `unable` asks the rung's backend whether its protocol can carry the call, `unaffordable` the
+    ledger whether the key can pay for it.
     """
     rungs = order(call.ladder.rungs, call.policy, views)
-    return [_step(call, rung, views.get(rung.name, _FRESH), unable) for rung in rungs]
+    return [_step(call, rung, views.get(rung.name, _FRESH), unable, unaffordable) for rung in rungs]
 
 
-def recheck(
-    step: Step, call: Call, view: RungView, unable: Callable[[Call, Rung], str | None]
-) -> None:
+def recheck(step: Step, call: Call, view: RungView, unable: Unable, unaffordable: Affords) -> None:
     """Ask again for a step whose turn comes after an attempt: the plan may be seconds old."""
-    now = _step(call, step.rung, view, unable)
+    now = _step(call, step.rung, view, unable, unaffordable)
     step.take, step.reason, step.cause, step.wait_s = now.take, now.reason, now.cause, now.wait_s
 
 
@@ -146,6 +170,8 @@ def no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str = "messag
             code="unsupported_parameter",
             rungs=rungs,
         )
+    if (refused := _unpaid(causes, message, steps, rungs)) is not None:
+        return refused
     if "busy" in causes:
         waits = [wait for step in steps if (wait := _wait(step)) is not None]
         return NoRungLeft(
@@ -162,9 +188,32 @@ def no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str = "messag
     return NoRungLeft(message, status=502, rungs=rungs, retry_after_s=min(waits, default=None))
 
 
-def _step(
-    call: Call, rung: Rung, view: RungView, unable: Callable[[Call, Rung], str | None]
-) -> Step:
+def _unpaid(
+    causes: set[str], message: str, steps: Sequence[Step], rungs: list[Json]
+) -> RouterError | None:
+    """The answer where money, or a count of tokens, is all that is missing."""
+    money = causes - _FOR_GOOD
+    if not money <= {"budget", "rate", "state"} or not (money or "unpriced" in causes):
+        return None
+    waits = [wait for step in steps if step.cause in money and (wait := _wait(step)) is not None]
+    wait_s = max(1.0, min(waits)) if waits else None
+    if "state" in money:
+        return StateUnavailable(message, retry_after_s=wait_s)
+    if "rate" in money:
+        return RateLimited(message, retry_after_s=wait_s)
+    if "budget" in money:
+        return QuotaUsedUp(message, retry_after_s=wait_s)
+    return NoRungLeft(
+        message,
+        status=403,
+        kind="invalid_request_error",
+        code="price_unknown",
+        rungs=rungs,
+        param="model",
+    )
+
+
+def _step(call: Call, rung: Rung, view: RungView, unable: Unable, unaffordable: Affords) -> Step:
     needs = call.needs
     able = abilities(rung, view.learned)
     if rung.tiers and call.key.tier not in rung.tiers:
@@ -182,6 +231,9 @@ def _step(
             f"the prompt has at least {needs.prompt_tokens_min} tokens, the context {able.context}"
         )
         return Step(rung, False, reason, "prompt_too_long")
+    price = rung.price if rung.price is not None else view.learned_price
+    if (refused := unaffordable(call, rung, price)) is not None:
+        return Step(rung, False, refused.reason, refused.cause, refused.wait_s)
     if view.closed is not None:
         return Step(rung, False, view.closed, view.closed_cause, view.wait_s)
     if view.full is not None:
@@ -201,7 +253,7 @@ def _price(rung: Rung, view: RungView) -> tuple[bool, float]:
     price = rung.price if rung.price is not None else view.learned_price
     if price is None:
         return True, 0.0
-    return False, price.input_nanousd + price.output_nanousd
+    return False, price.input_picousd + price.output_picousd
 
 
 def _speed(view: RungView) -> tuple[bool, float]:

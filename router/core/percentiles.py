@@ -3,19 +3,26 @@
 Times go into buckets whose bounds grow by a tenth, so a percentile is right within 5 % whatever its
 size; a reading costs one logarithm, and the memory is fixed. Two generations rotate: what is shown
 covers between half and all of the window, and silence empties it. Times beyond the range count in
-its first or last bucket.
+its first or last bucket. What several processes timed adds up by its filled buckets (`Window`).
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from router.types import Json
 
 _GROWTH = 1.1
 _LOG_GROWTH = math.log(_GROWTH)
 _TIME_S_MIN = 0.001
 _TIME_S_MAX = 86_400.0
 _BUCKETS = math.ceil(math.log(_TIME_S_MAX / _TIME_S_MIN) / _LOG_GROWTH)
+
+# `{"counts": [[bucket, count], …], "ended": attempts, "failed": attempts}`, as JSON has it.
+Window = Json
 
 
 @dataclass(slots=True)
@@ -60,13 +67,22 @@ class Recent:
         while seen < rank:
             bucket += 1
             seen += self._now.counts[bucket] + self._before.counts[bucket]
-        # The middle of the bucket in the sense of ratios is as far from one bound as the other.
-        return _TIME_S_MIN * math.exp((bucket + 0.5) * _LOG_GROWTH)
+        return _middle_s(bucket)
 
     def error_share(self, now: float) -> float | None:
         self._turn(now)
         ended = self._now.ended + self._before.ended
         return (self._now.failed + self._before.failed) / ended if ended else None
+
+    def window(self, now: float) -> Window:
+        """What is known of late, for adding up."""
+        self._turn(now)
+        both = enumerate(zip(self._now.counts, self._before.counts, strict=True))
+        return {
+            "counts": [[bucket, one + other] for bucket, (one, other) in both if one or other],
+            "ended": self._now.ended + self._before.ended,
+            "failed": self._now.failed + self._before.failed,
+        }
 
     def _turn(self, now: float) -> None:
         if now < self._turn_at:
@@ -82,3 +98,28 @@ def _bucket(time_s: float) -> int:
     if time_s <= _TIME_S_MIN:
         return 0
     return min(_BUCKETS - 1, int(math.log(time_s / _TIME_S_MIN) / _LOG_GROWTH))
+
+
+def _middle_s(bucket: int) -> float:
+    """In the sense of ratios: as far from one bound as from the other."""
+    return _TIME_S_MIN * math.exp((bucket + 0.5) * _LOG_GROWTH)
+
+
+def quantile_s(windows: Sequence[Window], share: float) -> float | None:
+    """The time that `share` of all in these windows did not exceed; None: nothing was timed."""
+    counts: Counter[int] = Counter()
+    for window in windows:
+        for bucket, count in window["counts"]:
+            counts[bucket] += count
+    rank, seen = max(1, math.ceil(share * counts.total())), 0
+    for bucket in sorted(counts):
+        seen += counts[bucket]
+        if seen >= rank:
+            return _middle_s(bucket)
+    return None
+
+
+def error_share(windows: Sequence[Window]) -> float | None:
+    ended: int = sum(window["ended"] for window in windows)
+    failed: int = sum(window["failed"] for window in windows)
+    return failed / ended if ended else None

@@ -23,8 +23,8 @@ from router.types import Abilities, EmbedCall, Embeddings, Json, Price
 
 _MODELS_MAX = 20_000
 _PROVIDERS_MAX = 100
-# 1 USD per million tokens, in nano-dollars a token.
-_NANOUSD_PER_TOKEN = 1000.0
+# A million dollars for a token: no price, and too large to count with.
+_USD_PER_MTOK_MAX = 1e12
 
 CHEAPEST = "cheapest"
 # Suffixes by which the router chooses among the providers; any other one names a provider.
@@ -113,9 +113,9 @@ def price_of(entry: CatalogueEntry, suffix: str) -> Price | None:
     if not prices or (suffix != CHEAPEST and len(prices) < len(offers)):
         return None
     if suffix == CHEAPEST:
-        return min(prices, key=lambda price: (price.output_nanousd, price.input_nanousd))
+        return min(prices, key=lambda price: (price.output_picousd, price.input_picousd))
     return Price(
-        max(price.input_nanousd for price in prices), max(price.output_nanousd for price in prices)
+        max(price.input_picousd for price in prices), max(price.output_picousd for price in prices)
     )
 
 
@@ -186,20 +186,20 @@ def _offer(item: Any) -> Offer | None:
 
 def _price(item: Json) -> Price | None:
     if item.get("is_free") is True:
-        return Price(0.0, 0.0)
+        return Price(0, 0)
     pricing = item.get("pricing")
     if not isinstance(pricing, dict):
         return None
-    asked, given = _nanousd(pricing.get("input")), _nanousd(pricing.get("output"))
-    return None if asked is None or given is None else Price(asked, given)
+    asked, given = _usd(pricing.get("input")), _usd(pricing.get("output"))
+    return None if asked is None or given is None else Price.per_mtok(asked, given)
 
 
-def _nanousd(usd_per_mtok: Any) -> float | None:
+def _usd(usd_per_mtok: Any) -> float | None:
     if isinstance(usd_per_mtok, bool) or not isinstance(usd_per_mtok, int | float):
         return None
-    if not math.isfinite(usd_per_mtok) or usd_per_mtok < 0:
+    if not 0 <= usd_per_mtok <= _USD_PER_MTOK_MAX:
         return None
-    return usd_per_mtok * _NANOUSD_PER_TOKEN
+    return float(usd_per_mtok)
 
 
 def _vision(architecture: Any) -> bool | None:
@@ -230,7 +230,7 @@ def _eligible(entry: CatalogueEntry, suffix: str) -> Sequence[Offer]:
 
 
 def _output_price(offer: Offer) -> float:
-    return math.inf if offer.price is None else offer.price.output_nanousd
+    return math.inf if offer.price is None else offer.price.output_picousd
 
 
 # --- the Hub's mapping --------------------------------------------------------------------------

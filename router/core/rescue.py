@@ -370,6 +370,14 @@ def added(one: Usage, other: Usage) -> Usage:
     )
 
 
+def without(total: Usage, before: Usage) -> Usage:
+    """What the last attempt used of a total that has those before in it."""
+    return Usage(
+        max(0, total.input_tokens - before.input_tokens),
+        max(0, total.output_tokens - before.output_tokens),
+    )
+
+
 def _cut_word(text: str) -> str:
     """The letters at the text's end, where they are enough to know a word by."""
     start = len(text)

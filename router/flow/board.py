@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from router.backends.base import Probe, State
+from router.core import rung_rows
+from router.core.estimate import Estimates
 from router.core.ladder import RungView
 from router.errors import UpstreamBusy, UpstreamError
 from router.flow.gate import Gate
@@ -19,6 +21,8 @@ from router.types import UNKNOWN_ABILITIES, Abilities, Json, Ladder, Rung
 
 # A busy rung is left alone for as long as it asks, within reason.
 _BUSY_COOL_S_MAX = 60.0
+# A burst of calls that fail alike is told to the other workers once.
+_TOLD_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -42,15 +46,23 @@ class _BackendState:
 
 
 class Board:
-    """`clock` gives monotonic seconds, `rand` numbers from 0 to 1."""
+    """`clock` gives monotonic seconds, `rand` numbers from 0 to 1.
+
+    `tell` hears what the boards of other workers should know, to be given to their `hear`.
+    """
 
     def __init__(
-        self, clock: Callable[[], float], rand: Callable[[], float] = random.random
+        self,
+        clock: Callable[[], float],
+        rand: Callable[[], float] = random.random,
+        tell: Callable[[Json], None] = lambda event: None,
     ) -> None:
         self._clock = clock
         self._rand = rand
+        self._tell = tell
         self._rungs: dict[str, _RungState] = {}
         self._backends: dict[str, _BackendState] = {}
+        self._estimates: dict[str, Estimates] = {}
         self.alarms: dict[str, int] = defaultdict(int)
         self.hedges: dict[str, int] = defaultdict(int)
 
@@ -70,7 +82,7 @@ class Board:
             state = self._rungs.get(name)
             wanted = (limit, queues[name])
             if state is None or state.made_with != wanted:
-                gate = Gate(*wanted, self._clock, self._rand)
+                gate = Gate(*wanted, self._clock, self._rand, self._tells_of_breaker(name))
                 closed = None if state is None else state.closed
                 self._rungs[name] = _RungState(gate, wanted, closed)
 
@@ -82,6 +94,13 @@ class Board:
     def view(self, ladder: Ladder, rung: Rung, priority: int = 0) -> RungView:
         """What the plan may know of one rung now."""
         return self._view(ladder, rung, self._clock(), priority)
+
+    def estimates(self, rung: Rung) -> Estimates:
+        """What is known of the rung's tokens; it outlives a reload."""
+        known = self._estimates.get(rung.name)
+        if known is None:
+            known = self._estimates[rung.name] = Estimates()
+        return known
 
     def gate(self, ladder: Ladder, rung: Rung) -> Gate:
         return self._rung(ladder, rung).gate
@@ -111,12 +130,29 @@ class Board:
         # Other callers read this, so it has none of the upstream's words: they may be a prompt's.
         status = f" ({error.upstream_status})" if error.upstream_status else ""
         reason = f"closed for {cool_s:g} s after: {error.cause}{status}"
-        closed = _Closed(self._clock() + cool_s, reason, error.cause)
-        if error.closes == "backend":
-            self._backend(rung.backend).closed = closed
-        else:
-            self._rung(ladder, rung).closed = closed
+        is_whole = error.closes == "backend"
+        state = self._backend(rung.backend) if is_whole else self._rung(ladder, rung)
+        until, before = self._clock() + cool_s, state.closed
+        state.closed = _Closed(until, reason, error.cause)
+        if before is None or before.until + _TOLD_AGAIN_S < until:
+            where = {"backend": rung.backend} if is_whole else {"rung": rung.name}
+            self._tell({**where, "cool_s": cool_s, "reason": reason, "cause": error.cause})
         return reason
+
+    def hear(self, event: Json) -> None:
+        """What another worker's board told; a rung of another configuration is passed over."""
+        if "open_s" in event:
+            if (rung := self._rungs.get(event["rung"])) is not None:
+                rung.gate.follow(event["open_s"])
+            return
+        state: _RungState | _BackendState | None
+        if "backend" in event:
+            state = self._backend(event["backend"])
+        else:
+            state = self._rungs.get(event["rung"])
+        until = self._clock() + event["cool_s"]
+        if state is not None and (state.closed is None or state.closed.until < until):
+            state.closed = _Closed(until, event["reason"], event["cause"])
 
     def reopen(self, backend: str | None = None) -> None:
         """Forget what closed the rungs of this backend, or of all: its token or rules are new."""
@@ -139,23 +175,27 @@ class Board:
 
     def snapshot(self, ladder: Ladder) -> list[Json]:
         """The board for people: one row a rung."""
+        return [rung_rows.shown([row]) for row in self.rows(ladder)]
+
+    def rows(self, ladder: Ladder) -> list[Json]:
+        """The same as numbers that add up with those of other workers."""
         now = self._clock()
         return [self._row(ladder, rung, now) for rung in ladder.rungs]
 
     def _row(self, ladder: Ladder, rung: Rung, now: float) -> Json:
         closed, gate = self._closed(ladder, rung, now), self.gate(ladder, rung)
         probe = self._backend(rung.backend).probe
-        shown = {"rung": rung.name, **gate.shown()}
+        row = {"rung": rung.name, **gate.row()}
         if closed is not None:
             until, reason = closed.until - now, closed.reason
-            shown["state"] = "cooling"
+            row["state"] = "cooling"
         elif (shut := gate.closed()) is not None:
             reason, until = shut
         else:
             if probe.state in (State.ASLEEP, State.STARTING):
-                shown["state"] = "asleep"
-            return {**shown, "until": None, "reason": probe.reason or None}
-        return {**shown, "until": round(until, 1), "reason": reason}
+                row["state"] = "asleep"
+            return {**row, "until": None, "reason": probe.reason or None}
+        return {**row, "until": round(until, 1), "reason": reason}
 
     def _view(self, ladder: Ladder, rung: Rung, now: float, priority: int) -> RungView:
         closed, gate = self._closed(ladder, rung, now), self.gate(ladder, rung)
@@ -172,6 +212,9 @@ class Board:
         if (shut := gate.closed()) is not None:
             return replace(view, closed=shut[0], closed_cause="breaker", wait_s=shut[1])
         return view
+
+    def _tells_of_breaker(self, rung: str) -> Callable[[float | None], None]:
+        return lambda open_s: self._tell({"rung": rung, "open_s": open_s})
 
     def _learned(self, rung: Rung) -> Abilities:
         return self._backend(rung.backend).probe.models.get(rung.model, UNKNOWN_ABILITIES)

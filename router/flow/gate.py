@@ -54,7 +54,10 @@ class Place:
 
 
 class Gate:
-    """`clock` gives monotonic seconds, `rand` numbers from 0 to 1."""
+    """`clock` gives monotonic seconds, `rand` numbers from 0 to 1.
+
+    `tell` hears for how many seconds the breaker has opened, or None where it has closed.
+    """
 
     def __init__(
         self,
@@ -62,9 +65,11 @@ class Gate:
         queue_max: int,
         clock: Callable[[], float],
         rand: Callable[[], float],
+        tell: Callable[[float | None], None] = lambda open_s: None,
     ) -> None:
         self._clock = clock
         self._rand = rand
+        self._tell = tell
         limit_max = max_in_flight or _LIMIT_MAX
         # It starts at what it is said to bear, and falls from there: a burst is not to queue for a
         # limit that was only not found yet.
@@ -136,7 +141,7 @@ class Gate:
         """The attempt has content: of a probe that is all that was asked."""
         now = self._clock()
         if self._breaker.view(now) is State.HALF_OPEN:
-            self._breaker.succeeded(place.permit, now)
+            self._succeeded(place, now)
 
     def served(self, place: Place, first_token_s: float | None) -> None:
         """The attempt answered; `first_token_s` seconds to its first content, of a stream."""
@@ -145,7 +150,7 @@ class Gate:
         if first_token_s is not None:
             self._first.timed(now, first_token_s)
         self._total.ended(now, failed=False)
-        self._breaker.succeeded(place.permit, now)
+        self._succeeded(place, now)
         self._wake(self._limiter.leave(now, place.ticket, Outcome.SERVED))
 
     def failed(self, place: Place, error: UpstreamError) -> None:
@@ -157,13 +162,15 @@ class Gate:
             # a kept connection that it no longer wanted.
             self._breaker.cancelled(place.permit)
         elif counts(error):
-            was_open = self._breaker.view(now) is not State.CLOSED
+            before = self._breaker.view(now)
             self._breaker.failed(place.permit, now, self._rand())
-            if not was_open and self._breaker.view(now) is State.OPEN:
-                self._wake(self._limiter.restart(now))
+            if before is not State.OPEN and self._breaker.view(now) is State.OPEN:
+                if before is State.CLOSED:
+                    self._wake(self._limiter.restart(now))
+                self._tell((self._breaker.until(now) or now) - now)
         else:
             # It answered, and that is what the breaker asks.
-            self._breaker.succeeded(place.permit, now)
+            self._succeeded(place, now)
         self._wake(self._limiter.leave(now, place.ticket, _outcome(error)))
 
     def left(self, place: Place) -> None:
@@ -190,22 +197,39 @@ class Gate:
         self._breaker.reset(self._clock())
         self._wake(self._limiter.restart(self._clock()))
 
+    def follow(self, open_s: float | None) -> None:
+        """Another worker's breaker of this rung opened for so long, or closed (None)."""
+        now = self._clock()
+        if open_s is None:
+            self._breaker.follow(None, now)
+            return
+        was_closed = self._breaker.view(now) is State.CLOSED
+        # Who opened it also probes it; the others wait a little longer to hear how that went.
+        self._breaker.follow(now + open_s + _PROBE_S, now)
+        if was_closed:
+            self._wake(self._limiter.restart(now))
+
     def first_token_s(self) -> float | None:
         """The median of late; None: no stream was timed."""
         return self._first.quantile_s(self._clock(), 0.5)
 
-    def shown(self) -> Json:
-        """For people: the state, the places, and how it did in the last minutes."""
+    def row(self) -> Json:
+        """The state, the places, and how it did in the last minutes, as numbers that add up."""
         now = self._clock()
         return {
             "state": self._breaker.view(now).value,
             "in_flight": self._limiter.in_flight,
             "limit": self._limiter.limit if self._limiter.limit < _LIMIT_MAX else None,
             "queued": self._limiter.queued,
-            "first_token_ms": _percentiles(self._first, now),
-            "total_ms": _percentiles(self._total, now),
-            "error_share": self._total.error_share(now),
+            "first_token": self._first.window(now),
+            "total": self._total.window(now),
         }
+
+    def _succeeded(self, place: Place, now: float) -> None:
+        before = self._breaker.view(now)
+        self._breaker.succeeded(place.permit, now)
+        if before is not State.CLOSED and self._breaker.view(now) is State.CLOSED:
+            self._tell(None)
 
     async def _wait(self, waiter: Waiter, wait_s: float) -> Ticket:
         future = asyncio.get_running_loop().create_future()
@@ -249,12 +273,3 @@ def _outcome(error: UpstreamError) -> Outcome:
     if isinstance(error, UpstreamBusy):
         return Outcome.BUSY
     return Outcome.LATE if isinstance(error, UpstreamTimeout) else Outcome.OTHER
-
-
-def _percentiles(recent: Recent, now: float) -> Json:
-    return {
-        name: None
-        if (seconds := recent.quantile_s(now, share)) is None
-        else round(seconds * 1e3, 1)
-        for name, share in (("p50", 0.5), ("p95", 0.95))
-    }

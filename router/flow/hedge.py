@@ -48,8 +48,12 @@ class Lane:
         if self._race.winner in (None, self):
             await self._sink.comment(frame)
 
-    async def end(self) -> None:
-        await self._sink.end()
+    async def end(self, frames: bytes, provenance: Provenance) -> None:
+        self._race.claim(self)
+        await self._sink.end(frames, provenance)
+
+    async def cut(self, frames: bytes, provenance: Provenance) -> bool:
+        return await self._sink.cut(frames, provenance)
 
     async def fail(self, error: RouterError) -> None:
         await self._sink.fail(error)

@@ -1,67 +1,418 @@
-"""Admission and settlement: a call is let in against its key's limits, and settled exactly once.
+"""The ledger: calls are admitted, attempts hold and settle, all against leases in memory.
 
-`admit` and `settle` are plain functions: nothing can cancel a call between its hold and its
-settlement. This ledger keeps a key's limits of size and concurrency and counts what was used; money
-and windows come to the same two verbs.
+`admit` and `hold` await only where a lease does not suffice, and then the store, for at most a
+quarter of a second. `grow` and `settle` never await: nothing can cancel a call between what it used
+and its being written down. Every hold is settled exactly once; what was used above it is charged
+whole.
+
+Each step goes to the journal first, so that a process that is killed leaves nothing out
+(`store/journal.py`); the store hears of it in the background (`flow/renewal.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
 
-from router.errors import RateLimited, TooLarge
-from router.types import Key, Usage
+from router.core import accounts
+from router.core.accounts import Meter
+from router.core.leases import Lease
+from router.errors import QuotaUsedUp, RateLimited, RouterError, StateUnavailable, TooLarge
+from router.flow.purse import Purse, Row
+from router.flow.renewal import Books, Wants
+from router.types import Key, Price, Rung, Usage
+
+_FREE = Price(0, 0)
+# What a refused caller is told to wait where the amount is only in the hands of other calls.
+_IN_USE_S = 1.0
+
+
+@dataclass(slots=True)
+class Admission:
+    """One call that was let in. `charged`: nano-dollars of its attempts so far; None of what it
+    used is in it before they are settled."""
+
+    key: Key
+    purse: Purse
+    concurrent: Lease | None
+    charged: int = 0
+    # Its caller, and whatever goes on for it when that has left.
+    parts: int = 1
+    is_counted: bool = False
+    is_left: bool = False
 
 
 @dataclass(slots=True)
 class Hold:
-    """What one call has set aside until it is settled."""
+    """What one attempt has set aside: money and tokens, each in every account that limits them."""
 
-    key: Key
+    id: int
+    admission: Admission
+    row: Row
+    price: Price
+    money: tuple[Lease, ...]
+    tokens: tuple[Lease, ...]
+    nanousd: int = 0
+    token_count: int = 0
+    is_journalled: bool = False
     is_settled: bool = False
 
 
-@dataclass(slots=True)
-class KeyTotals:
-    """What a key has used since the start of the process."""
-
-    requests: int = 0
-    in_flight: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
 class Ledger:
-    """One process's accounts by key name."""
+    """One process's accounts. `now_s` gives unix seconds: windows are UTC."""
 
-    def __init__(self) -> None:
-        self.totals: dict[str, KeyTotals] = {}
+    def __init__(self, books: Books, clock: Callable[[], float]) -> None:
+        self._books = books
+        self.now_s = clock
+        self._ids = count(1)
+        self._purses: dict[tuple[str, str], Purse] = {}
+        self.open: dict[int, Hold] = {}
+        books.open_holds = self._open_holds
 
-    def admit(self, key: Key, body_bytes: int) -> Hold:
-        """Let a call of this size in. Raises TooLarge or RateLimited."""
+    # --- admission ------------------------------------------------------------------------------
+
+    async def admit(self, key: Key, body_bytes: int) -> Admission:
+        """Let a call of this size in. Raises TooLarge, RateLimited or StateUnavailable."""
         limits = key.limits
         if limits.max_input_bytes is not None and body_bytes > limits.max_input_bytes:
             raise TooLarge(
                 f"the request has {body_bytes} bytes; the key {key.name!r} may send at most "
                 f"{limits.max_input_bytes} (max_input_kib)"
             )
-        totals = self.totals.setdefault(key.name, KeyTotals())
-        if limits.concurrent is not None and totals.in_flight >= limits.concurrent:
-            raise RateLimited(
-                f"the key {key.name!r} has {totals.in_flight} calls in flight, its limit; "
-                "wait until one has ended",
-                retry_after_s=1.0,
-            )
-        totals.in_flight += 1
-        totals.requests += 1
-        return Hold(key)
+        purse = self.purse(key)
+        gates = purse.gates
+        if gates:
+            await self._secure(key, [(lease, 1) for lease in gates])
+            if purse.requests is not None:
+                purse.requests.settle(1, 1)
+                self._books.touch(purse.requests)
+        purse.in_flight += 1
+        return Admission(key, purse, purse.concurrent)
 
-    def settle(self, hold: Hold, usage: Usage | None) -> None:
-        """Close the hold with what was really used."""
+    def leave(self, admission: Admission, ladder: str) -> None:
+        """The call is over, or a part of it; one that no rung answered is counted here."""
+        assert not admission.is_left, "a call leaves once"
+        admission.parts -= 1
+        if admission.parts:
+            return
+        admission.is_left = True
+        admission.purse.in_flight -= 1
+        if admission.concurrent is not None:
+            admission.concurrent.settle(1, 0)
+            self._books.touch(admission.concurrent)
+        if not admission.is_counted:
+            self.count(admission, ladder, "")
+
+    def count(self, admission: Admission, ladder: str, rung: str) -> None:
+        """Count the call as a request of this rung; "" where none was asked."""
+        admission.is_counted = True
+        row = self._row(admission.purse, ladder, rung)
+        row.requests += 1
+        self._books.settled(0, row)
+
+    # --- holds ----------------------------------------------------------------------------------
+
+    async def room(self, admission: Admission) -> tuple[int | None, int | None]:
+        """The nano-dollars and tokens that this call might still be granted; None: no limit."""
+        purse = self.purse(admission.key)
+        unknown = [(one, 1) for one in (*purse.money, *purse.tokens) if not one.answered]
+        if unknown:
+            await self._books.ask(unknown)
+        return _least(purse.money), _least(purse.tokens)
+
+    async def hold(
+        self,
+        admission: Admission,
+        ladder: str,
+        rung: Rung,
+        price: Price,
+        *,
+        input_tokens: int,
+        output_tokens: int,
+    ) -> Hold:
+        """Set aside what an attempt may use. Raises QuotaUsedUp, RateLimited, StateUnavailable."""
+        purse = self.purse(admission.key)
+        nanousd = accounts.cost(price, input_tokens, output_tokens)
+        token_count = input_tokens + output_tokens
+        wants = [(lease, nanousd) for lease in purse.money] if nanousd else []
+        wants += [(lease, token_count) for lease in purse.tokens]
+        if wants:
+            await self._secure(admission.key, wants)
+        hold = Hold(
+            next(self._ids),
+            admission,
+            self._row(purse, ladder, rung.name),
+            price,
+            purse.money,
+            purse.tokens,
+            nanousd,
+            token_count,
+        )
+        if wants or price != _FREE:
+            # What is free and unlimited leaves nothing in doubt.
+            hold.is_journalled = True
+            try:
+                self._books.opened(hold.id, hold.row, nanousd, token_count)
+            except StateUnavailable:
+                hold.is_journalled = False
+                if wants:
+                    for lease, amount in wants:
+                        lease.held -= amount
+                    raise
+        self.open[hold.id] = hold
+        return hold
+
+    def grow(self, hold: Hold, *, input_tokens: int, output_tokens: int) -> bool:
+        """Set aside that much in all; False, and nothing is changed, where a lease has no room.
+
+        Raises StateUnavailable.
+        """
+        more = self._more(hold, input_tokens, output_tokens)
+        if more and (self._refuses(more) is not None or not self._books.is_current()):
+            return False
+        self._grown(hold, more, input_tokens, output_tokens)
+        return True
+
+    async def grow_from_store(self, hold: Hold, *, input_tokens: int, output_tokens: int) -> None:
+        """The same, asking the store where a lease has no room. Raises as `hold` does."""
+        more = self._more(hold, input_tokens, output_tokens)
+        await self._books.ask(more)
+        if not self._books.is_current():
+            raise self._unavailable(hold.admission.key)
+        lease = self._refuses(more)
+        if lease is not None:
+            raise self._refused(hold.admission.key, lease, _wanted(more, lease))
+        self._grown(hold, more, input_tokens, output_tokens)
+
+    def settle(
+        self, hold: Hold, usage: Usage | None, *, answered: bool, share: int | None = None
+    ) -> int:
+        """Close the hold with what was really used; the nano-dollars charged.
+
+        `share`: its part of the cost of a request that several calls shared.
+        """
         assert not hold.is_settled, "a hold is settled once"
         hold.is_settled = True
-        totals = self.totals[hold.key.name]
-        totals.in_flight -= 1
+        del self.open[hold.id]
+        row = hold.row
+        nanousd = token_count = 0
         if usage is not None:
-            totals.input_tokens += usage.input_tokens
-            totals.output_tokens += usage.output_tokens
+            nanousd = accounts.cost_of(hold.price, usage) if share is None else share
+            token_count = usage.input_tokens + usage.output_tokens
+            row.input_tokens += usage.input_tokens
+            row.output_tokens += usage.output_tokens
+            row.settled += nanousd
+            if nanousd > hold.nanousd:
+                row.overrun += nanousd - hold.nanousd
+            if usage.estimated:
+                row.estimated += nanousd
+        if answered and not hold.admission.is_counted:
+            hold.admission.is_counted = True
+            row.requests += 1
+        self._books.settled(hold.id, row)
+        touch = self._books.touch
+        for lease in hold.money:
+            lease.settle(hold.nanousd, nanousd)
+            touch(lease)
+        for lease in hold.tokens:
+            lease.settle(hold.token_count, token_count)
+            touch(lease)
+        hold.admission.charged += nanousd
+        return nanousd
+
+    def hand_over(self, old: Admission, new: Admission) -> bool:
+        """Let `new` pay for what `old` has set aside; False, and nothing is changed, where it
+        cannot."""
+        holds = [hold for hold in self.open.values() if hold.admission is old]
+        purse = self.purse(new.key)
+        if purse is not old.purse and any(hold.is_journalled for hold in holds):
+            nanousd = sum(hold.nanousd for hold in holds)
+            token_count = sum(hold.token_count for hold in holds)
+            wants = [(lease, nanousd) for lease in purse.money]
+            wants += [(lease, token_count) for lease in purse.tokens]
+            if self._refuses(wants) is not None or not self._books.is_current():
+                return False
+            self._take(wants)
+        for hold in holds:
+            if purse is not old.purse:
+                self._move(hold, purse)
+            hold.admission = new
+        return True
+
+    def _move(self, hold: Hold, purse: Purse) -> None:
+        """Put an open hold into another key's accounts, where room for it was taken already."""
+        ladder, rung = hold.row.key.ladder, hold.row.key.rung
+        for lease in hold.money:
+            lease.settle(hold.nanousd, 0)
+        for lease in hold.tokens:
+            lease.settle(hold.token_count, 0)
+        hold.money, hold.tokens = purse.money, purse.tokens
+        hold.row = self._row(purse, ladder, rung)
+        if hold.is_journalled:
+            with contextlib.suppress(StateUnavailable):
+                self._books.opened(hold.id, hold.row, hold.nanousd, hold.token_count)
+
+    # --- what is seen ---------------------------------------------------------------------------
+
+    def purse(self, key: Key) -> Purse:
+        """The key's purse, with the leases of the windows that are open now."""
+        owner = (key.name, key.session)
+        purse = self._purses.get(owner)
+        now_s = self.now_s()
+        if purse is None:
+            purse = self._purses[owner] = Purse(key)
+            purse.open(key, now_s, self._books.lease)
+        elif now_s >= purse.until or now_s < purse.day or purse.key is not key:
+            purse.open(key, now_s, self._books.lease)
+        purse.used_at = now_s
+        return purse
+
+    def held(self) -> dict[tuple[str, str, str], int]:
+        """The nano-dollars held now, by key, ladder and rung."""
+        found: dict[tuple[str, str, str], int] = {}
+        for hold in self.open.values():
+            _, key, _, ladder, rung = hold.row.key
+            found[key, ladder, rung] = found.get((key, ladder, rung), 0) + hold.nanousd
+        return found
+
+    def forget_idle(self, idle_s: float) -> None:
+        """Drop the purses that nobody used for so long: they are made again at the next call."""
+        horizon = self.now_s() - idle_s
+        for owner, purse in list(self._purses.items()):
+            if not purse.in_flight and purse.used_at < horizon:
+                del self._purses[owner]
+
+    def refusal(self, key: Key, price: Price | None, input_tokens: int) -> RouterError | None:
+        """Why this key cannot pay for such a prompt here, as far as is known; advice for plans."""
+        purse = self.purse(key)
+        for leases, least in (
+            (purse.money, accounts.cost(price or _FREE, input_tokens, 1)),
+            (purse.tokens, input_tokens + 1),
+        ):
+            for lease in leases:
+                if least and lease.answered and lease.limit - lease.settled < least:
+                    return self._refused(key, lease, least)
+        return None
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    async def _secure(self, key: Key, wants: Wants) -> None:
+        """Hold all of it, or nothing and raise."""
+        lease = self._refuses(wants)
+        if lease is not None or not self._books.is_current():
+            await self._books.ask(wants)
+            if not self._books.is_current():
+                raise self._unavailable(key)
+            lease = self._refuses(wants)
+            if lease is not None:
+                raise self._refused(key, lease, _wanted(wants, lease))
+        self._take(wants)
+
+    @staticmethod
+    def _refuses(wants: Wants) -> Lease | None:
+        for lease, amount in wants:
+            if amount > lease.granted - lease.spent - lease.held and amount > 0:
+                return lease
+        return None
+
+    def _take(self, wants: Wants) -> None:
+        for lease, amount in wants:
+            lease.held += amount
+            self._books.used(lease)
+
+    def _more(self, hold: Hold, input_tokens: int, output_tokens: int) -> Wants:
+        nanousd = accounts.cost(hold.price, input_tokens, output_tokens) - hold.nanousd
+        token_count = input_tokens + output_tokens - hold.token_count
+        return [
+            *((lease, nanousd) for lease in hold.money),
+            *((lease, token_count) for lease in hold.tokens),
+        ]
+
+    def _grown(self, hold: Hold, more: Wants, input_tokens: int, output_tokens: int) -> None:
+        nanousd = accounts.cost(hold.price, input_tokens, output_tokens)
+        token_count = input_tokens + output_tokens
+        if hold.is_journalled:
+            try:
+                self._books.grown(hold.id, nanousd, token_count)
+            except StateUnavailable:
+                if more:
+                    raise
+        self._take(more)
+        hold.nanousd, hold.token_count = nanousd, token_count
+
+    def _row(self, purse: Purse, ladder: str, rung: str) -> Row:
+        row = purse.rows.get((ladder, rung))
+        if row is None:
+            row = self._books.row(purse.row_key(ladder, rung))
+            purse.rows[ladder, rung] = row
+        return row
+
+    def _open_holds(self) -> list[tuple[int, Row, int, int]]:
+        return [
+            (hold.id, hold.row, hold.nanousd, hold.token_count)
+            for hold in self.open.values()
+            if hold.is_journalled
+        ]
+
+    def _unavailable(self, key: Key) -> StateUnavailable:
+        return StateUnavailable(
+            f"the limits of the key {key.name!r} cannot be counted now: {self._books.trouble}; "
+            "the key itself is in order",
+            retry_after_s=_IN_USE_S,
+        )
+
+    def _refused(self, key: Key, lease: Lease, amount: int) -> RouterError:
+        """Why this lease grants no more: used up until its window ends, or in use by others."""
+        _, meter, start = lease.account
+        settled = max(lease.settled, lease.spent)
+        if self._books.trouble and settled + amount <= lease.limit:
+            return self._unavailable(key)
+        who = (
+            f"the session of the key {key.name!r}"
+            if meter is Meter.USD_TOTAL
+            else (f"the key {key.name!r}")
+        )
+        end = accounts.window_end(meter, start)
+        opens_s = None if end is None else max(1.0, end - self.now_s())
+        limit = _amount(meter, lease.limit)
+        if meter is Meter.CONCURRENT:
+            return RateLimited(
+                f"{who} has {lease.limit} calls in flight, its limit; wait until one has ended",
+                retry_after_s=_IN_USE_S,
+            )
+        if settled + amount <= lease.limit:
+            return RateLimited(
+                f"{who} has {limit} ({meter.value}), of which the calls in flight hold too much "
+                f"for this one ({_amount(meter, amount)}); wait until one has ended",
+                code="budget_in_use",
+                retry_after_s=min(_IN_USE_S, opens_s or _IN_USE_S),
+            )
+        when = "" if end is None else f"; it opens again at {_utc(end)}"
+        words = (
+            f"{who} has used {_amount(meter, settled)} of its {limit} ({meter.value}), too much "
+            f"for this call ({_amount(meter, amount)}){when}"
+        )
+        if meter in (Meter.REQUESTS_MINUTE, Meter.TOKENS_MINUTE):
+            return RateLimited(words, retry_after_s=opens_s)
+        return QuotaUsedUp(words, retry_after_s=opens_s)
+
+
+def _least(leases: tuple[Lease, ...]) -> int | None:
+    return min((lease.room + lease.free for lease in leases), default=None)
+
+
+def _wanted(wants: Wants, lease: Lease) -> int:
+    return next(amount for one, amount in wants if one is lease)
+
+
+def _amount(meter: Meter, amount: int) -> str:
+    if meter in accounts.USD_METERS:
+        return f"${accounts.shown_usd(amount)}"
+    return str(amount)
+
+
+def _utc(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

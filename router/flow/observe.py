@@ -21,6 +21,8 @@ from typing import Any
 
 import orjson
 
+from router.core.accounts import to_usd
+from router.flow.ledger import Admission
 from router.types import Call, ChatCall, Json, Rung, Task, Usage
 
 # The OpenTelemetry GenAI conventions' buckets for client operations.
@@ -59,7 +61,10 @@ class AttemptRecord:
 
 @dataclass(slots=True)
 class Record:
-    """All that is noted of one call. Times are seconds since the call arrived."""
+    """All that is noted of one call. Times are seconds since the call arrived.
+
+    `usage` and `nanousd` are of all its attempts; `admission` is what they are charged to.
+    """
 
     call_id: str
     route: str
@@ -71,10 +76,25 @@ class Record:
     attempts: list[AttemptRecord] = field(default_factory=list)
     rung: Rung | None = None
     usage: Usage | None = None
+    nanousd: int = 0
+    admission: Admission | None = None
+    cache: str = "bypass"
+    cached_inputs: int = 0
+    inputs: int = 0
     first_token_s: float | None = None
     total_s: float = 0.0
     status: int = 0
     error: str = ""
+
+    def absorb(self, work: Record) -> None:
+        """Take over what the work for this call did, apart from it."""
+        self.attempts += work.attempts
+        self.cache = work.cache
+        self.inputs, self.cached_inputs = work.inputs, work.cached_inputs
+        self.rung = work.rung
+        self.usage, self.nanousd = work.usage, work.nanousd
+        if self.first_token_s is None:
+            self.first_token_s = work.first_token_s
 
     def of_call(self, call: Call) -> None:
         self.key, self.ladder = call.key.name, call.ladder.name
@@ -183,7 +203,7 @@ class Observer:
             "stream": record.stream,
             "status": record.status,
             "error": record.error or None,
-            "cache": "bypass",
+            "cache": record.cache,
             "total_ms": round(record.total_s * 1000, 3),
         }
         if record.first_token_s is not None:
@@ -192,6 +212,7 @@ class Observer:
             line["input_tokens"] = record.usage.input_tokens
             line["output_tokens"] = record.usage.output_tokens
             line["estimated"] = record.usage.estimated
+            line["cost_usd"] = to_usd(record.nanousd)
         if record.client_request_id:
             line["client_request_id"] = record.client_request_id
         return _json_line(line)

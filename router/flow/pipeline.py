@@ -9,36 +9,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
-from router.backends.base import Backend, ChatAttempt, EmbedAttempt
+from router.backends.base import Backend, ChatAttempt, EmbedAttempt, State
 from router.core import ladder
-from router.core.ladder import Step
+from router.core.embeddings import estimate_tokens
+from router.core.ladder import Step, Unaffordable
 from router.core.retry import RetryBudget, RetrySettings
 from router.errors import (
+    CallerError,
     ConnectFailed,
     Draining,
     InternalFault,
+    QuotaUsedUp,
     RouterError,
     StaleConnection,
+    StateUnavailable,
     UpstreamError,
     UpstreamTimeout,
 )
 from router.flow import relay
 from router.flow.board import Board
+from router.flow.cache import CacheRules
 from router.flow.canaries import Canaries
+from router.flow.charge import Charge
 from router.flow.continuity import Continuity
+from router.flow.embedding import Batches
 from router.flow.gate import Gate, NotLetIn, Place, counts
 from router.flow.hedge import Run, race
 from router.flow.ledger import Ledger
 from router.flow.observe import AttemptRecord, Observer, Record
 from router.flow.progress import Progress
 from router.flow.relay import together
+from router.flow.reuse import Reuse, Wishes
 from router.flow.sink import Provenance, Sink
-from router.types import Call, ChatCall, Ladder, Rung
+from router.types import Call, ChatCall, EmbedCall, Embeddings, Key, Ladder, Price, Rung
 
 _log = logging.getLogger("rungway")
+_NO_WISHES = Wishes()
 
 
 class Pipeline:
@@ -52,7 +62,13 @@ class Pipeline:
         observer: Observer,
         clock: Callable[[], float],
         answer_bytes_max: int,
+        reuse: Reuse,
+        batches: Batches,
+        cache_rules: CacheRules,
     ) -> None:
+        self._reuse = reuse
+        self._batches = batches
+        self._cache_rules = cache_rules
         self._backends = backends
         self._board = board
         self._ledger = ledger
@@ -65,20 +81,28 @@ class Pipeline:
         self._is_ending = False
         self.continuity = Continuity(backends, board)
 
-    async def serve(self, call: Call, body_bytes: int, sink: Sink, record: Record) -> None:
+    async def serve(
+        self,
+        call: Call,
+        body_bytes: int,
+        sink: Sink,
+        record: Record,
+        wishes: Wishes = _NO_WISHES,
+    ) -> None:
         """Answer one call into the sink. Raises RouterError when nothing was sent.
 
         What goes wrong after the sink has started ends as an event of the stream, here.
         """
         started = self._clock()
         record.of_call(call)
-        hold = self._ledger.admit(call.key, body_bytes)
+        admission = await self._ledger.admit(call.key, body_bytes)
+        record.admission = admission
         self._observer.in_flight += 1
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
         try:
-            await self._within_total(call, sink, record, started)
+            await self._answer(call, sink, record, wishes)
         except RouterError as fault:
             record.error, record.status = _outcome(fault), fault.status
             if not sink.is_started:
@@ -91,29 +115,27 @@ class Pipeline:
         finally:
             self._serving.discard(task)
             self._observer.in_flight -= 1
-            self._ledger.settle(hold, record.usage)
+            self._ledger.leave(admission, call.ladder.name)
             record.total_s = self._clock() - started
 
     def plan(self, call: Call) -> list[Step]:
         """Which rungs this call would try now, and why not the others."""
         views = self._board.views(call.ladder, call.key.priority)
-        return ladder.plan(call, views, self._unable)
+        return ladder.plan(call, views, self._unable, self._unaffordable)
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
-        if self._serving:
-            await asyncio.wait(set(self._serving), timeout=limit_s)
+        under_way = self._serving | self._reuse.draining
+        if under_way:
+            await asyncio.wait(under_way, timeout=limit_s)
         self._is_ending = True
-        for task in self._serving:
+        for task in self._serving | self._reuse.draining:
             task.cancel()
 
-    async def _within_total(self, call: Call, sink: Sink, record: Record, started: float) -> None:
-        """Climb within the ladder's total time; whatever fails fails as a RouterError."""
+    async def _answer(self, call: Call, sink: Sink, record: Record, wishes: Wishes) -> None:
+        """Use an answer again, or climb; whatever fails fails as a RouterError."""
         try:
-            async with asyncio.timeout(call.ladder.limits.total_s):
-                await self._climb(call, sink, record, started)
-        except TimeoutError as error:
-            raise self._too_long(call) from error
+            await self._reuse.serve(call, wishes, self._cache_rules, sink, record, self._try)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_ending or task is None:
@@ -127,6 +149,14 @@ class Pipeline:
             _log.exception("%s failed in a way nobody foresaw", record.call_id)
             words = f"Rungway failed; its log has the trace of {record.call_id}"
             raise InternalFault(words) from error
+
+    async def _try(self, call: Call, sink: Sink, record: Record) -> None:
+        """Climb within the ladder's total time."""
+        try:
+            async with asyncio.timeout(call.ladder.limits.total_s):
+                await self._climb(call, sink, record, self._clock())
+        except TimeoutError as error:
+            raise self._too_long(call) from error
 
     async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
         """Try the plan's rungs in order until one has answered; else end with what there is."""
@@ -187,7 +217,7 @@ class Pipeline:
             return
         budget = self._hedging(rules)
         budget.deposit(self._clock())
-        beside = replace(record, attempts=[], usage=None, first_token_s=None)
+        beside = replace(record, attempts=[], usage=None, nanousd=0, first_token_s=None)
 
         def second() -> Run | None:
             other = next((one for one in later if self._has_room(progress, [one])), None)
@@ -246,9 +276,14 @@ class Pipeline:
         """
         call = progress.call
         gate = self._board.gate(call.ladder, rung)
+        is_retry = any(one.rung.name == rung.name for one in record.attempts)
+        if isinstance(call, EmbedCall):
+            charge = await self._hold(call, rung, record)
+            with _noting(record, rung, sink), _settling(charge, record):
+                await self._embed(charge, rung, sink, record, gate, is_retry)
+            return
         wait_s = 0.0 if has_next else progress.queue_left_s
         waits_since = self._clock()
-        is_retry = any(one.rung.name == rung.name for one in record.attempts)
         try:
             place = await gate.enter(
                 call.key.priority,
@@ -258,32 +293,86 @@ class Pipeline:
             )
         finally:
             progress.queue_left_s -= self._clock() - waits_since
-        attempt = AttemptRecord(rung, "failed")
-        record.attempts.append(attempt)
-        began, is_first = self._clock(), record.first_token_s is None
-        try:
-            await self._relay(progress, rung, sink, record, started, gate, place)
-        except UpstreamError as error:
-            attempt.cause = error.cause
-            if sink.is_committed:
-                record.rung = rung
-            gate.failed(place, error)
-            self._note_failure(call, rung, error)
-            raise
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                attempt.cause = "cancelled"
-            gate.left(place)
-            raise
-        attempt.cause = ""
-        record.rung, record.status = rung, 200
+        with self._in_place(call, rung, gate, place):
+            charge = await self._hold(call, rung, record)
+            began, is_first = self._clock(), record.first_token_s is None
+            with _noting(record, rung, sink), _settling(charge, record):
+                await self._relay(progress, charge, rung, sink, record, started, gate, place)
         # What continues another rung's stream began with that one's first token.
         first_s = record.first_token_s if is_first else None
         gate.served(place, None if first_s is None else first_s - (began - started))
 
+    @contextmanager
+    def _in_place(self, call: Call, rung: Rung, gate: Gate, place: Place) -> Iterator[None]:
+        """What goes wrong in a place on the rung gives it back."""
+        try:
+            yield
+        except UpstreamError as error:
+            gate.failed(place, error)
+            self._note_failure(call, rung, error)
+            raise
+        except BaseException:
+            gate.left(place)
+            raise
+
+    async def _embed(
+        self,
+        charge: Charge,
+        rung: Rung,
+        sink: Sink,
+        record: Record,
+        gate: Gate,
+        is_retry: bool,
+    ) -> None:
+        """One try of one rung for embeddings, in requests that other calls may share.
+
+        A request has a place on the rung, not each call in it.
+        """
+        call = charge.call
+        assert isinstance(call, EmbedCall)
+        backend = self._backends[rung.backend]
+        limits = call.ladder.limits
+
+        async def put(attempt: EmbedAttempt) -> Embeddings:
+            place = await gate.enter(
+                call.key.priority,
+                limits.queue_s,
+                queue_max=limits.queue_max,
+                is_retry=is_retry,
+            )
+            with self._in_place(call, rung, gate, place):
+                vectors = await relay.embeddings(backend, attempt, self._canaries)
+            gate.served(place, None)
+            return vectors
+
+        attempt = EmbedAttempt(call, rung, limits.connect_s, self._answer_bytes_max)
+        vectors = await self._batches.embed(backend, attempt, charge, put)
+        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
+        await sink.send_embeddings(vectors, relay.priced(provenance, charge))
+
+    async def _hold(self, call: Call, rung: Rung, record: Record) -> Charge:
+        """Set aside what an attempt may cost. Raises NotLetIn where the key cannot pay for it."""
+        assert record.admission is not None
+        view = self._board.view(call.ladder, rung)
+        charge = Charge(
+            self._ledger,
+            record.admission,
+            call,
+            rung,
+            rung.price or view.learned_price,
+            self._board.estimates(rung),
+            self._clock,
+        )
+        try:
+            await charge.open(ladder.abilities(rung, view.learned).context)
+        except (CallerError, StateUnavailable) as refused:
+            raise NotLetIn(refused.message, _money_cause(refused), refused.retry_after_s) from None
+        return charge
+
     async def _relay(
         self,
         progress: Progress,
+        charge: Charge,
         rung: Rung,
         sink: Sink,
         record: Record,
@@ -291,25 +380,21 @@ class Pipeline:
         gate: Gate,
         place: Place,
     ) -> None:
-        call = progress.call
+        call = charge.call
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
-        if not isinstance(call, ChatCall):
-            provenance = Provenance(rung, len(record.attempts))
-            embed = EmbedAttempt(call, rung, connect_s, self._answer_bytes_max)
-            await relay.embeddings(backend, embed, sink, record, provenance, self._canaries)
-            return
-        provenance = Provenance(rung, len(record.attempts), call.clamped_to)
+        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
+        assert isinstance(call, ChatCall)
         chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
         if not call.stream:
-            await relay.answer(backend, chat, sink, record, provenance)
+            await relay.answer(backend, chat, charge, sink, provenance)
             return
 
         def speaks() -> float:
             gate.spoke(place)
             return self._clock() - started
 
-        await relay.stream(backend, chat, sink, record, provenance, speaks, progress)
+        await relay.stream(backend, chat, charge, sink, record, provenance, speaks, progress)
 
     async def _retries(
         self,
@@ -339,7 +424,11 @@ class Pipeline:
     def _recheck(self, progress: Progress, step: Step) -> None:
         call = progress.call
         ladder.recheck(
-            step, call, self._board.view(call.ladder, step.rung, call.key.priority), self._unable
+            step,
+            call,
+            self._board.view(call.ladder, step.rung, call.key.priority),
+            self._unable,
+            self._unaffordable,
         )
         progress.recheck(step, self.continuity)
 
@@ -376,6 +465,26 @@ class Pipeline:
     def _unable(self, call: Call, rung: Rung) -> str | None:
         return self._backends[rung.backend].unable(call, rung)
 
+    def _unaffordable(self, call: Call, rung: Rung, price: Price | None) -> Unaffordable | None:
+        """Why the key cannot pay for this rung, as far as is known before anything is held."""
+        key = call.key
+        if price is None and not key.allow_unpriced and _has_money_limit(key):
+            if self._board.probe_of(rung.backend).state is State.UNKNOWN:
+                return Unaffordable("its price was not asked for yet", "state", 1.0)
+            words = (
+                "its price is unknown, and the key has a money limit: give the rung its "
+                "usd_per_mtok, or the key allow_unpriced"
+            )
+            return Unaffordable(words, "unpriced")
+        if isinstance(call, ChatCall):
+            tokens = call.needs.prompt_tokens_min
+        else:
+            tokens = estimate_tokens(call.inputs) // 2
+        refused = self._ledger.refusal(key, price, tokens)
+        if refused is None:
+            return None
+        return Unaffordable(refused.message, _money_cause(refused), refused.retry_after_s)
+
     @staticmethod
     def _too_long(call: Call) -> UpstreamTimeout:
         limit_s = call.ladder.limits.total_s
@@ -389,9 +498,60 @@ def _join(record: Record, beside: Record, before: int) -> None:
     mine = beside.attempts[before + 1 :] if len(beside.attempts) > before else []
     record.attempts += mine
     record.usage = together(record.usage, beside.usage)
+    record.nanousd += beside.nanousd
     if beside.rung is not None:
         record.rung, record.status = beside.rung, beside.status
         record.first_token_s = beside.first_token_s
+
+
+@contextmanager
+def _noting(record: Record, rung: Rung, sink: Sink) -> Iterator[None]:
+    """Keep a record of one attempt and of how it ended."""
+    attempt = AttemptRecord(rung, "failed")
+    record.attempts.append(attempt)
+    try:
+        yield
+    except NotLetIn:
+        # It had no place in the end, so it was none.
+        record.attempts.remove(attempt)
+        raise
+    except UpstreamError as error:
+        attempt.cause = error.cause
+        if sink.is_committed:
+            record.rung = rung
+        raise
+    except asyncio.CancelledError:
+        attempt.cause = "cancelled"
+        raise
+    attempt.cause = ""
+    record.rung, record.status = rung, 200
+
+
+@contextmanager
+def _settling(charge: Charge, record: Record) -> Iterator[None]:
+    """Settle the attempt when it is over, however it ended: exactly once, and without awaiting."""
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        record.usage = together(record.usage, charge.close(error))
+        record.nanousd += charge.nanousd
+
+
+def _money_cause(refused: RouterError) -> str:
+    """The word by which a plan knows why a key cannot pay."""
+    if isinstance(refused, StateUnavailable):
+        return "state"
+    return "budget" if isinstance(refused, QuotaUsedUp) else "rate"
+
+
+def _has_money_limit(key: Key) -> bool:
+    limits = key.limits
+    known = (limits.usd_per_day, limits.usd_per_month, key.session_usd)
+    return any(limit is not None for limit in known)
 
 
 def _outcome(error: RouterError) -> str:

@@ -31,8 +31,8 @@ class Continues(Protocol):
 class Progress:
     """One call's progress. `call` is what the next attempt is to put: the client's or the rest.
 
-    `given` follows what the client is given, where it may be continued. `used_before` is what the
-    attempts used that left nothing to the answer; `spent` what those used that it goes on from.
+    `given` follows what the client is given, where it may be continued; `spent` is what the
+    attempts used that the answer goes on from.
     """
 
     def __init__(self, call: Call, sink: Sink) -> None:
@@ -51,7 +51,6 @@ class Progress:
         self.call = call
         self.given: Given | None = None
         self.spent: Usage | None = None
-        self.used_before: Usage | None = None
         # Of all the rungs together: who waits for one may not wait as long again for the next.
         self.queue_left_s = call.ladder.limits.queue_s
 
@@ -64,7 +63,6 @@ class Progress:
         """An attempt begins: from nothing, or from what was given."""
         if not self._is_continuing:
             self.spent = None
-            self.used_before = record.usage
             record.first_token_s = None
             if isinstance(self._call, ChatCall) and self._may_rescue:
                 self.given = Given(self._call.body)
@@ -108,8 +106,7 @@ class Progress:
             if isinstance(self._kept, Answer):
                 await sink.send_answer(self._kept, self._kept_from)
             else:
-                await sink.write(self._kept, self._kept_from)
-                await sink.end()
+                await sink.end(self._kept, self._kept_from)
             record.rung, record.status = self._kept_from.rung, 200
             return True
         if self._broken is None:
@@ -117,10 +114,10 @@ class Progress:
         if sink.is_committed and given is not None and given.why_not() is None and given.is_spent:
             wants_usage = isinstance(self._call, ChatCall) and self._call.wants_usage
             payloads = rescue.closing(given, self.spent if wants_usage else None)
-            frames = b"".join(sse.frame(payload) for payload in payloads) + sse.DONE_FRAME
+            frames = b"".join(sse.frame(payload) for payload in payloads)
             last = record.attempts[-1].rung
-            await sink.write(frames, Provenance(last, len(record.attempts)))
-            await sink.end()
+            cost = record.admission.charged if record.admission is not None else None
+            await sink.end(frames, Provenance(last, len(record.attempts), cost_nanousd=cost))
             record.rung, record.status = last, 200
             return True
         if sink.is_committed or not self._broken.moves_on:

@@ -11,61 +11,61 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
-from router.core import escalate, rescue, sse
-from router.core.chunks import ChunkWatch
+from router.core import escalate, jsontext, rescue, sse
+from router.core.chunks import ChunkWatch, produced_chars
 from router.core.embeddings import fit
 from router.core.rescue import Given
 from router.errors import Escalated, UpstreamBroken, UpstreamError
 from router.flow.canaries import Canaries
+from router.flow.charge import Charge
 from router.flow.observe import Record
 from router.flow.patience import Patience
 from router.flow.progress import Progress
 from router.flow.sink import Provenance, Sink
-from router.types import Answer, ChatCall, Rung, Usage
+from router.types import Answer, ChatCall, Embeddings, Rung, Usage
 
 # Chunks that hold only a role are small and few; more of them is a fault, not an answer.
 _WITHHELD_BYTES_MAX = 1 << 20
 # How long a stream whose choices are all finished may take for its usage and its [DONE].
 _GRACE_S = 2.0
-# A rough mean over languages, for answers whose usage no upstream reports.
-_CHARS_PER_TOKEN = 4
 
 
 async def answer(
-    backend: Backend, attempt: ChatAttempt, sink: Sink, record: Record, provenance: Provenance
+    backend: Backend, attempt: ChatAttempt, charge: Charge, sink: Sink, provenance: Provenance
 ) -> None:
     """A whole chat answer. Raises Escalated where the ladder asks for a better one."""
     call = attempt.call
     async with Patience(attempt.rung.name) as patience:
         patience.wait("answer", call.ladder.limits.answer_s)
         whole = await backend.complete_chat(attempt)
-    record.usage = together(record.usage, whole.usage)
+    if whole.usage is None:
+        charge.used(charge.received(_content_chars(whole.body), 0))
+    else:
+        charge.used(whole.usage)
+        charge.learn(whole.usage, 0, 0)
     if call.ladder.escalate_on:
         _judge(attempt, escalate.of_answer(whole.body), whole)
-    await sink.send_answer(whole, provenance)
+    await sink.send_answer(whole, priced(provenance, charge))
 
 
-async def embeddings(
-    backend: Backend,
-    attempt: EmbedAttempt,
-    sink: Sink,
-    record: Record,
-    provenance: Provenance,
-    canaries: Canaries,
-) -> None:
+def _content_chars(answer: bytes) -> int:
+    choices = jsontext.read(answer)["choices"]
+    return sum(produced_chars(choice["message"]) for choice in choices)
+
+
+async def embeddings(backend: Backend, attempt: EmbedAttempt, canaries: Canaries) -> Embeddings:
     """A whole embeddings answer, of a rung that is known to share the ladder's vector space."""
     async with Patience(attempt.rung.name) as patience:
         patience.wait("answer", attempt.call.ladder.limits.answer_s)
         await canaries.ensure(backend, attempt)
         vectors = await backend.embed(attempt)
-        vectors = fit(vectors, attempt.call.dimensions, who=attempt.rung.name)
-    record.usage = vectors.usage
-    await sink.send_embeddings(vectors, provenance)
+        return fit(vectors, attempt.call.dimensions, who=attempt.rung.name)
 
 
 async def stream(
     backend: Backend,
     attempt: ChatAttempt,
+    charge: Charge,
     sink: Sink,
     record: Record,
     provenance: Provenance,
@@ -73,15 +73,15 @@ async def stream(
     progress: Progress,
 ) -> None:
     """A streamed chat answer, to its end. Raises UpstreamError where it breaks."""
-    relay = _Relay(attempt.rung, attempt.call, progress.given, progress.spent)
+    relay = _Relay(attempt.rung, attempt.call, charge, progress.given, progress.spent)
     outlet = _Outlet(sink, provenance, attempt)
-    before = progress.used_before
     try:
         await _pass_on(backend, attempt, outlet, record, since_start_s, relay, progress)
-        await outlet.finish(relay.finish())
+        relay.learn()
+        await outlet.finish(relay.finish(), relay.nanousd())
     finally:
+        charge.used(relay.own_usage())
         progress.spent = relay.usage()
-        record.usage = together(before, progress.spent)
 
 
 async def _pass_on(
@@ -115,6 +115,9 @@ async def _pass_on(
                         patience.wait("idle", min(grace_s, limits.idle_s))
                     if relay.error is not None:
                         raise relay.error
+                    while relay.is_due and not await relay.keep_ahead():
+                        if not await outlet.cut(relay.finish(), relay.nanousd()):
+                            return
             finally:
                 opened.close()
     except UpstreamError:
@@ -146,15 +149,20 @@ class _Outlet:
         else:
             await self.sink.write(frames, self._provenance)
 
-    async def finish(self, frames: bytes) -> None:
+    async def finish(self, frames: bytes, nanousd: int) -> None:
         """The last frames of a good end. Raises Escalated where a better answer is asked for."""
         if self._is_keeping:
             self._keep(frames)
             frames = b"".join(self._kept)
             if self._ladder.escalate_on:
                 _judge(self._attempt, escalate.of_stream(frames), frames)
-        await self.sink.write(frames, self._provenance)
-        await self.sink.end()
+        await self.sink.end(frames, replace(self._provenance, cost_nanousd=nanousd))
+
+    async def cut(self, frames: bytes, nanousd: int) -> bool:
+        """Whether the stream goes on, for somebody else than who paid so far."""
+        if self._is_keeping:
+            return False
+        return await self.sink.cut(frames, replace(self._provenance, cost_nanousd=nanousd))
 
     def _keep(self, frames: bytes) -> None:
         self._kept.append(frames)
@@ -172,6 +180,10 @@ def _judge(attempt: ChatAttempt, said: list[escalate.Said], answer: Answer | byt
         raise Escalated(words, why=why, answer=answer)
 
 
+def priced(provenance: Provenance, charge: Charge) -> Provenance:
+    return replace(provenance, cost_nanousd=charge.call_nanousd(charge.usage))
+
+
 def together(one: Usage | None, other: Usage | None) -> Usage | None:
     """What two attempts of one call used."""
     return rescue.added(one, other) if one is not None and other is not None else one or other
@@ -181,13 +193,18 @@ class _Relay:
     """What becomes of one stream's events: frames to send, withheld until there is content."""
 
     def __init__(
-        self, rung: Rung, call: ChatCall, given: Given | None, spent: Usage | None
+        self,
+        rung: Rung,
+        call: ChatCall,
+        charge: Charge,
+        given: Given | None,
+        spent: Usage | None,
     ) -> None:
         self._rung = rung
+        self._charge = charge
         self._given = given
         self._spent = spent
         self._wants_usage = call.wants_usage
-        self._input_tokens = max(1, call.needs.prompt_chars // _CHARS_PER_TOKEN)
         self._watch = ChunkWatch(
             who=rung.name,
             call_id=call.id,
@@ -197,6 +214,7 @@ class _Relay:
         self._withheld: list[bytes] = []
         self._withheld_bytes = 0
         self._has_content = False
+        self._is_cut = False
         self.is_done = False
         self.has_moved = False
         self.comments = b""
@@ -264,24 +282,59 @@ class _Relay:
         watch = self._watch
         if not watch.has_choices:
             raise UpstreamBroken(f"{self._rung.name} ended its stream without an answer")
-        closing = watch.closing_payloads() if self.is_done else []
-        if not (self.is_done or watch.is_complete):
+        if not (self.is_done or watch.is_complete or self._is_cut):
             raise UpstreamBroken(f"{self._rung.name} ended its stream before the answer was whole")
+        closing = []
+        if self._is_cut:
+            closing = watch.closing_payloads("length")
+        elif self.is_done:
+            closing = watch.closing_payloads()
         if self._wants_usage and watch.usage is None and (usage := self.usage()) is not None:
             closing.append(watch.usage_payload(usage))
-        frames = [*self._withheld, *(sse.frame(payload) for payload in closing), sse.DONE_FRAME]
+        frames = [*self._withheld, *(sse.frame(payload) for payload in closing)]
+        if self._is_cut:
+            frames.append(sse.comment(f"rungway ends the answer: {self._charge.cut_reason}"))
         return b"".join(frames)
 
-    def usage(self) -> Usage | None:
-        """What the upstream reported, else an estimate of what was received, else nothing."""
+    def nanousd(self) -> int:
+        """What the call has cost so far."""
+        return self._charge.call_nanousd(self.own_usage())
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the hold has to grow before more of the answer is taken."""
+        if self.is_done or self.is_whole:
+            return False
+        return self._charge.is_due(self._watch.content_chars, self._watch.content_chunks)
+
+    async def keep_ahead(self) -> bool:
+        """Let the hold grow; where it cannot, the answer is cut here."""
         watch = self._watch
-        if watch.usage is not None and self._spent is not None:
-            # Of a continued answer, that of the attempts before is in it already (`Seam`).
-            return replace(watch.usage, estimated=self._spent.estimated)
-        if watch.usage is not None:
-            return watch.usage
-        if not watch.content_chars:
-            return self._spent
-        output_tokens = max(1, watch.content_chars // _CHARS_PER_TOKEN)
-        usage = Usage(self._input_tokens, output_tokens, estimated=True)
-        return together(self._spent, usage)
+        self._is_cut = not await self._charge.keep_ahead(watch.content_chars, watch.content_chunks)
+        return not self._is_cut
+
+    def learn(self) -> None:
+        """The answer came whole: take note of what was reported of it."""
+        usage, watch = self._watch.usage, self._watch
+        is_all = not (watch.unreported_chars or self._is_cut)
+        if usage is not None and self._spent is None and is_all:
+            self._charge.learn(usage, watch.content_chars, watch.content_chunks)
+
+    def usage(self) -> Usage | None:
+        """What the answer used, the attempts that it goes on from included."""
+        return together(self._spent, self.own_usage())
+
+    def own_usage(self) -> Usage | None:
+        """What this attempt used: as reported, else as received, else nothing."""
+        watch, charge = self._watch, self._charge
+        if watch.usage is None:
+            if not watch.content_chars:
+                return None
+            return charge.received(watch.content_chars, watch.content_chunks)
+        used = watch.usage
+        if watch.unreported_chars:
+            # What was reported came too early to be all: at the start, or before a break.
+            rest = charge.received(watch.unreported_chars, watch.unreported_chunks)
+            used = Usage(used.input_tokens, used.output_tokens + rest.output_tokens, True)
+        # Of a continued answer, that of the attempts before is in it (`Seam`).
+        return used if self._spent is None else rescue.without(used, self._spent)

@@ -11,11 +11,15 @@ from router.types import Answer, Embeddings, Rung
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Whom an answer comes from, for the response headers; `rung` None: not known yet."""
+    """Whom an answer comes from, for the response headers; `rung` None: not known yet.
+
+    `cost_nanousd` None: not known before the answer's end.
+    """
 
     rung: Rung | None
     attempts: int
     clamped_to: int | None = None
+    cost_nanousd: int | None = None
 
 
 class Sink(Protocol):
@@ -43,8 +47,13 @@ class Sink(Protocol):
         """Send a comment while the caller waits; it commits nothing."""
         ...
 
-    async def end(self) -> None:
-        """The stream ended well."""
+    async def end(self, frames: bytes, provenance: Provenance) -> None:
+        """The stream ended well: its last frames, and what it cost."""
+        ...
+
+    async def cut(self, frames: bytes, provenance: Provenance) -> bool:
+        """Who pays can pay no more: these frames end the answer for him. Whether it goes on for
+        somebody else, who pays now; where it does not, nothing was sent."""
         ...
 
     async def fail(self, error: RouterError) -> None:

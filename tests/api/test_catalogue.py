@@ -131,7 +131,7 @@ async def test_streamed(fault: str) -> None:
                 assert good.requests == [], "after the commit nobody else is asked"
                 assert wire.endswith(b"Error>"), "the connection closes without the last chunk"
             await house.idle()
-            assert house.shared.ledger.totals["open"].in_flight == 0
+            assert not house.shared.ledger.open
             assert bad.open_connections <= 1
 
 

@@ -64,7 +64,9 @@ async def test_a_later_rung_answers_for_a_slow_first_one(body: Any) -> None:
             line = house.lines[0]
             assert [attempt["cause"] for attempt in line["attempts"]] == ["cancelled", "ok"]
             assert line["rung"] == "b1/org/m"
-            assert line["output_tokens"] == 7
+            # What the slow one may have produced unheard is counted too.
+            assert line["output_tokens"] >= 7
+            assert line["estimated"]
             assert b'rungway_hedges_total{ladder="chat"} 1.0' in (await house.get("/metrics"))[1]
             ladder = house.gateway.service.names.ladders["chat"]
             rows = house.shared.board.snapshot(ladder)
@@ -132,7 +134,7 @@ async def test_a_client_that_leaves_cancels_both() -> None:
             await left(one, two)
             await house.idle()
             assert house.lines[0]["error"] == "client_left"
-            assert house.shared.ledger.totals["open"].in_flight == 0
+            assert not house.shared.ledger.open
 
 
 async def test_embeddings_are_hedged_too() -> None:

@@ -268,9 +268,9 @@ class TestCatalogue:
         assert probe.models["org/m"] == Abilities(context=20, tools=True, vision=False)
         assert probe.models["org/m:b"] == Abilities(context=20, vision=False)
         assert backend.abilities_of("org/m:a") == Abilities(context=10, tools=True, vision=False)
-        assert backend.price_of("org/m:cheapest") == Price(1000.0, 2000.0)
+        assert backend.price_of("org/m:cheapest") == Price(1_000_000, 2_000_000)
         assert backend.price_of("org/other") is None
-        assert probe.prices["org/m:cheapest"] == Price(1000.0, 2000.0)
+        assert probe.prices["org/m:cheapest"] == Price(1_000_000, 2_000_000)
         assert "org/other" not in probe.prices
 
     async def test_a_failed_probe_is_down_and_keeps_what_is_known(

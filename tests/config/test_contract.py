@@ -167,7 +167,7 @@ def test_the_whole_sample_loads_with_its_values() -> None:
     )
     chat, embed = config.ladders["assistant"], config.ladders["embed"]
     assert chat.aliases == ("gpt-4o-mini",)
-    assert chat.rungs[1].price == Price(130.0, 400.0)
+    assert chat.rungs[1].price == Price(130_000, 400_000)
     assert embed.vector_space == "BAAI/bge-m3"
     (key,) = config.keys.values()
     assert (key.name, key.token) == ("alice", "hf_y")

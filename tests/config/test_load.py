@@ -499,7 +499,7 @@ tiers = ["premium"]
     assert rung.name == "gpu/m"
     assert rung.abilities == Abilities(context=8192, tools=True, vision=False)
     assert rung.max_in_flight == 32
-    assert rung.price == Price(130.0, 400.0)
+    assert rung.price == Price(130_000, 400_000)
     assert rung.tiers == {"premium"}
 
 
@@ -519,10 +519,10 @@ tiers = ["premium"]
 )
 def test_where_a_token_costs_nothing_its_price_is_known(backend: str, is_free: bool) -> None:
     added = f"[backends.b]\n{backend}\n{RUNG.replace('gpu', 'b')}"
-    free = Price(0.0, 0.0)
+    free = Price(0, 0)
     assert good(GOOD + added).ladders["l"].rungs[0].price == (free if is_free else None)
     own = f"{added}usd_per_mtok = {{ input = 1, output = 2 }}\n"
-    assert good(GOOD + own).ladders["l"].rungs[0].price == Price(1000.0, 2000.0)
+    assert good(GOOD + own).ladders["l"].rungs[0].price == Price(1_000_000, 2_000_000)
     assert good(GOOD).ladders["embed"].rungs[0].price == free
 
 
@@ -534,7 +534,7 @@ def test_an_embeddings_ladder_is_one_vector_space() -> None:
     )
     ladder = good(GOOD + two).ladders["l"]
     assert ladder.vector_space == "BAAI/bge-m3"
-    assert ladder.rungs[1].price == Price(10.0, 0.0)
+    assert ladder.rungs[1].price == Price(10_000, 0)
     named = two.replace("model='BAAI/bge-m3'", "model='bge'").replace(
         "[[", "vector_space = 'v'\ntoken_ids = 'model'\n[[", 1
     )

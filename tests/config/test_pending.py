@@ -20,20 +20,12 @@ rungs = [{ backend = "b", model = "m" }]
 ENDPOINT = '[backends.b]\nkind = "inference-endpoint"\nurl = "https://x.example"\n'
 
 SET = {
-    "server.workers": "[server]\nworkers = 2",
-    "state.url": '[state]\nurl = "memory://"',
     "cache.memory_mib": "[cache]\nmemory_mib = 1",
     "cache.ttl_s": "[cache]\nttl_s = 1",
     "cache.scope": '[cache]\nscope = "shared"',
     "cache.chat": '[cache]\nchat = "off"',
     "backends.*.usd_per_hour": f"{ENDPOINT}usd_per_hour = 1",
-    "keys.*.allow_unpriced": f"{KEY}allow_unpriced = true",
     "keys.*.on_disconnect": f'{KEY}on_disconnect = "drain"',
-    "keys.*.limits.usd_per_day": f"{KEY}limits.usd_per_day = 1",
-    "keys.*.limits.usd_per_month": f"{KEY}limits.usd_per_month = 1",
-    "keys.*.limits.tokens_per_minute": f"{KEY}limits.tokens_per_minute = 1",
-    "keys.*.limits.tokens_per_day": f"{KEY}limits.tokens_per_day = 1",
-    "keys.*.limits.requests_per_minute": f"{KEY}limits.requests_per_minute = 1",
 }
 
 
@@ -68,7 +60,7 @@ def test_every_pattern_names_a_setting_of_the_schema(pattern: str) -> None:
 
 
 def test_a_default_that_is_written_out_is_not_warned_of() -> None:
-    text = f'{CHAT}rescue = "off"\nqueue_max = 64\n{KEY}priority = 0\n[server]\nworkers = 1'
+    text = f'{CHAT}rescue = "off"\nqueue_max = 64\n{KEY}priority = 0\n[cache]\nttl_s = 86400'
     assert not [one for one in parse(text, "f", {}).warnings if "no effect" in one]
 
 

@@ -230,3 +230,36 @@ class Breakers(RuleBasedStateMachine):
 
 
 TestBreakers = Breakers.TestCase
+
+
+def test_it_follows_another_process_that_opened_and_closed() -> None:
+    breaker = Breaker(SETTINGS)
+    late = taken(breaker, 0)
+    breaker.follow(20.0, 10.0)
+    assert (breaker.view(10), breaker.until(10)) == (State.OPEN, 20.0)
+    breaker.succeeded(late, 11)
+    assert breaker.view(11) is State.OPEN, "what began before says nothing"
+    breaker.follow(15.0, 12.0)
+    assert breaker.until(12) == 20.0, "the longer of two holds"
+    breaker.follow(25.0, 12.0)
+    assert breaker.until(12) == 25.0
+    breaker.follow(None, 13.0)
+    assert (breaker.view(13), breaker.until(13)) == (State.CLOSED, None)
+
+
+def test_a_success_elsewhere_says_nothing_to_a_closed_one() -> None:
+    breaker = Breaker(SETTINGS)
+    play(breaker, "xx")
+    breaker.follow(None, 1.0)
+    play(breaker, "x", now=1.0)
+    assert breaker.view(1) is State.OPEN
+
+
+def test_an_opening_elsewhere_ends_a_probe_here() -> None:
+    breaker = Breaker(SETTINGS)
+    play(breaker, "xxx")
+    probe = taken(breaker, 50)
+    breaker.follow(90.0, 51.0)
+    breaker.succeeded(probe, 52)
+    assert (breaker.view(52), breaker.until(52)) == (State.OPEN, 90.0)
+    assert breaker.view(90) is State.HALF_OPEN

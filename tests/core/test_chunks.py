@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from router.core.chunks import ChunkWatch, usage_in
+from router.core.chunks import ChunkWatch, produced_chars, usage_in
 from router.errors import (
     CallerMistake,
     PromptTooLong,
@@ -279,3 +279,33 @@ def test_errors(name: str) -> None:
 def test_what_is_not_json(payload: bytes) -> None:
     with pytest.raises(UpstreamBroken, match="not JSON"):
         watch().see(payload)
+
+
+@pytest.mark.parametrize(
+    ("message", "chars"),
+    [
+        ({"role": "assistant", "content": "hello", "refusal": None}, 5),
+        ({"content": "", "reasoning": "why", "reasoning_content": "why"}, 3),
+        ({"reasoning": "", "reasoning_content": "why"}, 3),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}, 7]}, 3),
+        ({"function_call": {"name": "f", "arguments": "{}"}}, 3),
+        ({"content": [{"type": "thinking", "thinking": [{"text": "why", "at": 0}]}]}, 3),
+        ({"reasoning": "why", "reasoning_details": [{"text": "why", "index": 0}]}, 3),
+    ],
+)
+def test_all_that_was_produced_is_counted_once(message: Any, chars: int) -> None:
+    assert produced_chars(message) == chars
+
+
+def test_what_comes_after_the_newest_usage_is_known_to_be_missing_in_it() -> None:
+    following = watch()
+    following.see(chunk(choice({"role": "assistant"}), usage=USAGE))
+    following.see(chunk(choice({"content": "abc"})))
+    assert (following.unreported_chars, following.unreported_chunks) == (3, 1)
+    following.see(chunk(choice({"content": "de"}), usage={"prompt_tokens": -1}))
+    assert (following.unreported_chars, following.unreported_chunks) == (5, 2)
+    following.see(chunk(choice({"content": "f"}), usage=USAGE))
+    assert (following.unreported_chars, following.unreported_chunks) == (0, 0)
+    following.see(chunk(choice({"content": "g"})))
+    following.see(chunk(usage=USAGE))
+    assert (following.unreported_chars, following.content_chars) == (0, 7)

@@ -18,7 +18,7 @@ from router.errors import (
     UpstreamTimeout,
     UpstreamTooLarge,
 )
-from router.types import Abilities, ChatCall, Key, Ladder, Needs, Policy, Price, Rung, Task
+from router.types import Abilities, Call, ChatCall, Key, Ladder, Needs, Policy, Price, Rung, Task
 
 A = Rung("a", "small", Abilities(context=100, tools=False), price=Price(5, 5))
 B = Rung("b", "large", Abilities(context=10_000, json_schema=False))
@@ -27,6 +27,10 @@ LADDER = Ladder("ladder", Task.CHAT, (A, B, C))
 
 
 NOTHING = Needs()
+
+
+def rich(call: Call, rung: Rung, price: Price | None) -> None:
+    """A key that can pay for everything."""
 
 
 def call(needs: Needs = NOTHING, tier: str = "", policy: Policy = Policy.ORDER) -> ChatCall:
@@ -43,7 +47,7 @@ def call(needs: Needs = NOTHING, tier: str = "", policy: Policy = Policy.ORDER) 
 
 
 def taken(the_call: ChatCall, views: dict[str, RungView] | None = None) -> list[str]:
-    steps = plan(the_call, views or {}, lambda call, rung: None)
+    steps = plan(the_call, views or {}, lambda call, rung: None, rich)
     assert len(steps) == 3
     return [step.rung.backend for step in steps if step.take]
 
@@ -78,7 +82,7 @@ def test_closed_and_full_rungs_are_skipped_with_their_reason() -> None:
         A.name: RungView(closed="closed after: no credit", closed_cause="refused", wait_s=9),
         C.name: RungView(full="its limit of 2 is in flight"),
     }
-    steps = plan(call(tier="premium"), views, lambda call, rung: None)
+    steps = plan(call(tier="premium"), views, lambda call, rung: None, rich)
     assert explain("ladder", steps) == {
         "ladder": "ladder",
         "rungs": [
@@ -94,7 +98,7 @@ def test_closed_and_full_rungs_are_skipped_with_their_reason() -> None:
 
 
 def test_what_a_protocol_cannot_carry_is_skipped_with_the_backends_words() -> None:
-    steps = plan(call(), {}, lambda call, rung: "no tools" if rung is A else None)
+    steps = plan(call(), {}, lambda call, rung: "no tools" if rung is A else None, rich)
     assert (steps[0].take, steps[0].reason) == (False, "no tools")
 
 
@@ -171,9 +175,10 @@ def test_a_shorter_wait_of_a_closed_rung_is_told() -> None:
 
 
 def test_a_step_is_asked_again_when_its_turn_comes() -> None:
-    steps = plan(call(), {}, lambda call, rung: None)
+    steps = plan(call(), {}, lambda call, rung: None, rich)
     assert steps[1].take
-    recheck(steps[1], call(), RungView(closed="closed since", wait_s=3), lambda call, rung: None)
+    view = RungView(closed="closed since", wait_s=3)
+    recheck(steps[1], call(), view, lambda call, rung: None, rich)
     assert (steps[1].take, steps[1].reason, steps[1].wait_s) == (False, "closed since", 3)
 
 

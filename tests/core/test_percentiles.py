@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.percentiles import Recent
+from router.core.percentiles import Recent, error_share, quantile_s
 
 
 @given(
@@ -79,3 +79,30 @@ def test_the_share_of_errors() -> None:
     for failed in (True, False, False, True, False):
         recent.ended(1, failed=failed)
     assert recent.error_share(2) == pytest.approx(0.4)
+
+
+@given(
+    parts=st.lists(st.lists(st.floats(0.001, 86_000), max_size=30), min_size=1, max_size=4),
+    share=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+)
+def test_what_several_timed_is_as_if_one_had_timed_it_all(
+    parts: list[list[float]], share: float
+) -> None:
+    whole, windows = Recent(), []
+    for times in parts:
+        recent = Recent()
+        for time_s in times:
+            for one in (recent, whole):
+                one.timed(0, time_s)
+                one.ended(0, failed=time_s > 1)
+        windows.append(recent.window(0))
+    assert quantile_s(windows, share) == whole.quantile_s(0, share)
+    assert error_share(windows) == whole.error_share(0)
+
+
+def test_the_window_that_adds_up_forgets_too() -> None:
+    recent = Recent(window_s=100)
+    recent.timed(0, 1.0)
+    recent.ended(0, failed=True)
+    assert recent.window(0)["ended"] == 1
+    assert recent.window(500) == {"counts": [], "ended": 0, "failed": 0}

@@ -61,11 +61,11 @@ class TestModelName:
 
 
 class TestCatalogue:
-    def test_a_usd_a_million_tokens_is_a_thousand_nanousd_a_token(self) -> None:
-        assert price_of(read_one(priced("novita", 0.5, 1.5)), "") == Price(500.0, 1500.0)
+    def test_a_usd_a_million_tokens_is_a_million_picousd_a_token(self) -> None:
+        assert price_of(read_one(priced("novita", 0.5, 1.5)), "") == Price(500_000, 1_500_000)
 
     def test_free_is_zero_and_a_missing_price_is_unknown(self) -> None:
-        assert price_of(read_one(offer("a", is_free=True)), "") == Price(0.0, 0.0)
+        assert price_of(read_one(offer("a", is_free=True)), "") == Price(0, 0)
         assert price_of(read_one(offer("a")), "") is None
         assert price_of(read_one(offer("a", is_free=False)), "") is None
 
@@ -83,7 +83,7 @@ class TestCatalogue:
             priced("broken", 0.1, 0.1, status="error"),
             offer("unpriced", context_length=900),
         )
-        assert price_of(found, "cheapest") == Price(900.0, 1000.0)
+        assert price_of(found, "cheapest") == Price(900_000, 1_000_000)
         assert abilities_of(found, "cheapest") == Abilities(context=50, tools=True, vision=False)
 
     def test_where_the_router_chooses_the_dearest_live_price_counts(self) -> None:
@@ -92,13 +92,13 @@ class TestCatalogue:
             priced("a", 0.1, 3.0), priced("b", 0.9, 1.0), priced("c", 9, 9, status="error")
         )
         for suffix in ("", "fastest", "preferred"):
-            assert price_of(found, suffix) == Price(900.0, 3000.0)
+            assert price_of(found, suffix) == Price(900_000, 3_000_000)
 
     def test_where_one_of_them_has_no_price_it_is_unknown(self) -> None:
         found = read_one(priced("a", 0.1, 3.0), offer("b"))
         assert price_of(found, "") is None
-        assert price_of(found, "cheapest") == Price(100.0, 3000.0)
-        assert price_of(found, "a") == Price(100.0, 3000.0)
+        assert price_of(found, "cheapest") == Price(100_000, 3_000_000)
+        assert price_of(found, "a") == Price(100_000, 3_000_000)
 
     def test_a_pinned_provider_has_its_own_values(self) -> None:
         found = read_one(
@@ -106,7 +106,7 @@ class TestCatalogue:
             priced("b", 3, 4, context_length=20, supports_tools=True),
         )
         assert abilities_of(found, "a") == Abilities(context=10, tools=False, vision=False)
-        assert price_of(found, "a") == Price(1000.0, 2000.0)
+        assert price_of(found, "a") == Price(1_000_000, 2_000_000)
         assert abilities_of(found, "unheard-of") == Abilities(vision=False)
         assert price_of(found, "unheard-of") is None
 
@@ -152,9 +152,9 @@ class TestCatalogue:
         )
         assert list(book) == ["org/m"]
         assert len(book) == 1
-        assert book["org/m"] == Price(3000.0, 4000.0)
-        assert book["org/m:a"] == Price(1000.0, 2000.0)
-        assert book["org/half:a"] == Price(1000.0, 2000.0)
+        assert book["org/m"] == Price(3_000_000, 4_000_000)
+        assert book["org/m:a"] == Price(1_000_000, 2_000_000)
+        assert book["org/half:a"] == Price(1_000_000, 2_000_000)
         assert book.get("org/half:b") is None
         assert book.get("org/other") is None
 

@@ -365,7 +365,7 @@ def test_the_demos_model_ends_with_a_killed_daemon(tmp_path: Path) -> None:
         children = _children(running)
         assert children
         running.process.kill()
-        until(lambda: not any(_is_alive(pid) for pid in children))
+        until(lambda: not any(is_alive(pid) for pid in children))
 
 
 def _children(running: Running) -> list[int]:
@@ -373,7 +373,7 @@ def _children(running: Running) -> list[int]:
     return [int(pid) for pid in task.read_text().split()]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -7,7 +7,7 @@ import pytest
 from router.backends.base import Probe, State
 from router.errors import RungRefused, UpstreamBusy, UpstreamFailed
 from router.flow.board import Board
-from router.types import Abilities, Ladder, Price, Rung, Task
+from router.types import Abilities, Json, Ladder, Price, Rung, Task
 from tests.fakes.clock import Clock
 
 A, B = Rung("hf", "a"), Rung("hf", "b")
@@ -128,3 +128,44 @@ def test_a_new_token_or_configuration_opens_what_was_closed(board: Board) -> Non
     assert closed(board) == ["hf/a", "hf/b"]
     board.reopen()
     assert closed(board) == []
+
+
+async def test_what_one_worker_learns_the_others_know(clock: Clock) -> None:
+    told: list[Json] = []
+    ours, theirs = Board(clock, lambda: 0.0, told.append), Board(clock)
+    for board in (ours, theirs):
+        board.configure((ALL,))
+    ours.failed(ALL, A, UpstreamBusy("busy", retry_after_s=9), own_token=False)
+    ours.failed(ALL, A, UpstreamBusy("busy", retry_after_s=9), own_token=False)
+    ours.failed(ALL, OTHER, RungRefused("402", cool_s=60, closes="backend"), own_token=False)
+    assert len(told) == 2, "the same is told once"
+    for event in told:
+        theirs.hear(event)
+    theirs.hear({**told[0], "rung": "of/another"})
+    assert closed(theirs) == ["hf/a", "gpu/m"]
+    assert theirs.views(ALL)[A.name].wait_s == 9
+    theirs.hear({**told[0], "cool_s": 1})
+    assert theirs.views(ALL)[A.name].wait_s == 9, "the longer holds"
+
+
+async def test_a_breaker_opens_and_closes_in_every_worker(clock: Clock) -> None:
+    told: list[Json] = []
+    ours, theirs = Board(clock, lambda: 0.0, told.append), Board(clock)
+    for board in (ours, theirs):
+        board.configure((ALL,))
+    gate = ours.gate(ALL, A)
+    for _ in range(5):
+        gate.failed(await gate.enter(0, 0.0), UpstreamFailed("500"))
+    assert told == [{"rung": "hf/a", "open_s": 5.0}]
+    theirs.hear(told.pop())
+    theirs.hear({"rung": "of/another", "open_s": 5.0})
+    assert closed(theirs) == ["hf/a"]
+    clock.now += 5
+    assert (closed(ours), closed(theirs)) == ([], ["hf/a"]), "who opened it probes it"
+    gate.failed(await gate.enter(0, 0.0), UpstreamFailed("500"))
+    assert told.pop() == {"rung": "hf/a", "open_s": 5.0}, "a probe that failed is told too"
+    clock.now += 5
+    gate.served(await gate.enter(0, 0.0), None)
+    assert told.pop() == {"rung": "hf/a", "open_s": None}
+    theirs.hear({"rung": "hf/a", "open_s": None})
+    assert closed(theirs) == []

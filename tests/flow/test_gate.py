@@ -29,7 +29,7 @@ def gate(clock: Clock) -> Gate:
 
 async def waiting(gate: Gate, count: int) -> None:
     async with asyncio.timeout(2):
-        while gate.shown()["queued"] != count:
+        while gate.row()["queued"] != count:
             await asyncio.sleep(0)
 
 
@@ -67,7 +67,7 @@ async def test_a_full_queue_and_a_wait_that_is_over_are_told(gate: Gate) -> None
     await waiting(gate, 1)
     gate.served(place, None)
     gate.served(await tasks[1], None)
-    assert (gate.in_flight, gate.shown()["queued"]) == (0, 0)
+    assert (gate.in_flight, gate.row()["queued"]) == (0, 0)
 
 
 async def test_one_of_higher_priority_takes_the_place_of_the_youngest_low_one(gate: Gate) -> None:

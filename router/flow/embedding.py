@@ -1,0 +1,156 @@
+"""Embeddings on their way: what is known comes from the cache, the rest goes in shared requests.
+
+`Vectors` lies between an embeddings call and its caller: the rungs are asked only for the inputs
+that no cache had, and what comes back is put together at its own indexes. `Batches` puts what
+several calls ask of one rung into few requests, each of which is one place on the rung's gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from router.backends.base import Backend, EmbedAttempt
+from router.core import jsontext
+from router.core.embeddings import estimate_tokens
+from router.errors import RouterError, UpstreamBroken
+from router.flow.batcher import Batcher, Tab
+from router.flow.cache import Cache
+from router.flow.charge import Charge
+from router.flow.observe import Record
+from router.flow.sink import Provenance, Sink
+from router.types import Answer, EmbedCall, Embeddings, Usage
+
+Put = Callable[[EmbedAttempt], Awaitable[Embeddings]]
+
+
+class Vectors:
+    """A sink for the vectors that were not known; `found` has None for each of them."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        cache: Cache,
+        call: EmbedCall,
+        keys: Sequence[bytes],
+        found: list[bytes | None],
+        record: Record,
+    ) -> None:
+        self._sink = sink
+        self._cache = cache
+        self._found = found
+        self._record = record
+        self._missing = [index for index, vector in enumerate(found) if vector is None]
+        self._keys = [keys[index] for index in self._missing]
+        self._call = call
+        record.inputs = len(found)
+        record.cached_inputs = len(found) - len(self._missing)
+
+    @property
+    def rest(self) -> EmbedCall | None:
+        """The call for what is missing; None: nothing is."""
+        if len(self._missing) == len(self._found):
+            return self._call
+        inputs: list[Any] = [self._call.inputs[index] for index in self._missing]
+        return replace(self._call, inputs=inputs) if inputs else None
+
+    @property
+    def is_committed(self) -> bool:
+        return self._sink.is_committed
+
+    @property
+    def is_started(self) -> bool:
+        return self._sink.is_started
+
+    async def send_known(self) -> None:
+        """Everything was known: nothing goes upstream, and nothing is paid."""
+        self._record.cache, self._record.status = "hit", 200
+        provenance = Provenance(None, 0, cost_nanousd=0)
+        await self._sink.send_embeddings(self._joined((), Usage()), provenance)
+
+    async def send_embeddings(self, answer: Embeddings, provenance: Provenance) -> None:
+        known = next((vector for vector in self._found if vector is not None), None)
+        if known is not None and len(known) != len(answer.vectors[0]):
+            if provenance.rung is not None:
+                self._cache.drop(provenance.rung.name)
+            raise UpstreamBroken(
+                "the rung answers with vectors of another length than it did before; what it "
+                "answered before is forgotten: ask again"
+            )
+        if provenance.rung is not None:
+            cost = provenance.cost_nanousd or 0
+            self._cache.keep_vectors(self._keys, answer.vectors, provenance.rung, cost)
+        await self._sink.send_embeddings(self._joined(answer.vectors, answer.usage), provenance)
+
+    async def send_answer(self, answer: Answer, provenance: Provenance) -> None:
+        await self._sink.send_answer(answer, provenance)
+
+    async def write(self, frames: bytes, provenance: Provenance) -> None:
+        await self._sink.write(frames, provenance)
+
+    async def comment(self, frame: bytes) -> None:
+        await self._sink.comment(frame)
+
+    async def end(self, frames: bytes, provenance: Provenance) -> None:
+        await self._sink.end(frames, provenance)
+
+    async def cut(self, frames: bytes, provenance: Provenance) -> bool:
+        return await self._sink.cut(frames, provenance)
+
+    async def fail(self, error: RouterError) -> None:
+        await self._sink.fail(error)
+
+    def _joined(self, vectors: Sequence[bytes], usage: Usage) -> Embeddings:
+        """All vectors at their own index, and the tokens of all inputs."""
+        whole = list(self._found)
+        for index, vector in zip(self._missing, vectors, strict=True):
+            whole[index] = vector
+        known: list[Any] = [
+            self._call.inputs[index]
+            for index, vector in enumerate(self._found)
+            if vector is not None
+        ]
+        if known:
+            usage = Usage(usage.input_tokens + estimate_tokens(known), 0, estimated=True)
+        return Embeddings([vector for vector in whole if vector is not None], usage)
+
+
+class Batches:
+    """The shared requests of this process."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    async def embed(
+        self, backend: Backend, attempt: EmbedAttempt, charge: Charge, put: Put
+    ) -> Embeddings:
+        """The call's vectors. `put` puts one request upstream; what it used is the charge's,
+        also where it failed. Raises UpstreamError.
+        """
+        call, tab = attempt.call, Tab()
+
+        async def send(inputs: Any) -> Embeddings:
+            return await put(replace(attempt, call=replace(call, inputs=list(inputs))))
+
+        try:
+            return await self._batcher.embed(
+                _lane(backend, attempt),
+                call.key.name,
+                call.inputs,
+                backend.embed_limits,
+                send,
+                cost=charge.nanousd_of,
+                tab=tab,
+            )
+        finally:
+            if tab.tokens:
+                charge.used(tab.usage, tab.nanousd)
+
+
+def _lane(backend: Backend, attempt: EmbedAttempt) -> tuple[Any, ...]:
+    """All that must be equal for inputs to travel together."""
+    call, key = attempt.call, attempt.call.key
+    own = (key.token, key.bill_to) if backend.takes_key_tokens else ()
+    extra = jsontext.write([[name, call.extra[name]] for name in sorted(call.extra)])
+    return attempt.rung.name, own, call.dimensions, call.is_tokens, extra

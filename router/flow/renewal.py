@@ -1,0 +1,346 @@
+"""The ledger's dealings with its journal and its store: leases renewed, usage reported.
+
+One exchange with the store is under way at a time. It goes every second while something changed,
+at once where a hold waits for it, and every few seconds otherwise, so that the store knows that
+this process lives. Each says all there is to say in absolute numbers, so that one that got lost, or
+came twice, does no harm.
+
+While the store cannot be reached, calls go on within the leases, for `lease_s` of the last answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from router.core.accounts import Account, Meter, window_end, window_start
+from router.core.leases import Ask, Lease
+from router.errors import StateUnavailable
+from router.flow.purse import Row
+from router.store.base import LedgerStore, RowKey, Totals
+from router.store.journal import Journal, JournalFull
+
+_log = logging.getLogger("rungway")
+
+# How long a hold waits for the store before it is refused.
+_ASK_S = 0.25
+_REPORT_EVERY_S = 1.0
+_HEARTBEAT_S = 5.0
+_AFTER_TROUBLE_S = 0.5
+# A block that nobody drew on for so long goes back, for other processes to use.
+_IDLE_S = 5.0
+# In one exchange; the rest goes with the next.
+_ASKS_MAX = 2_000
+_ROWS_MAX = 5_000
+_TIDIED_AT_ONCE = 1_000
+# A refusal of the store is not questioned again for so long.
+_SURE_S = 1.0
+# Rows that the store knows, in case a call's hold or the clock reaches back to their day.
+_ROWS_KEPT_S = 2 * 86_400
+_REWRITE_AGAIN_S = 10.0
+_TROUBLE_CHARS_MAX = 200
+Wants = Sequence[tuple[Lease, int]]
+
+
+class Books:
+    """`boot_clock` gives seconds that no change of the wall clock moves, sleep included."""
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        process: str,
+        boot_clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._journal: Journal | None = None
+        self._wall_clock = wall_clock
+        self.process = process
+        self.boot_s = boot_clock
+        self.open_holds: Callable[[], list[tuple[int, Row, int, int]]] = list
+        self.trouble = ""
+        self.version = 0
+        self.live = 1
+        self._leases: dict[Account, Lease] = {}
+        self._due: dict[Account, Lease] = {}
+        self._needs: dict[Account, int] = {}
+        self._rows: dict[RowKey, Row] = {}
+        self._unreported: dict[RowKey, Row] = {}
+        self._number = 0
+        self._current_until = 0.0
+        self._rewrite_after = 0.0
+        self._waiting: list[asyncio.Future[None]] = []
+        self._wake = asyncio.Event()
+        self._order: deque[Lease] = deque()
+        self._row_order: deque[Row] = deque()
+        self._rows_of: dict[str, list[Row]] = {}
+        self._before: dict[tuple[str, int], int] = {}
+
+    # --- what the ledger tells ------------------------------------------------------------------
+
+    def lease(self, account: Account, limit: int) -> Lease:
+        lease = self._leases.get(account)
+        if lease is None:
+            lease = self._leases[account] = Lease(account, limit, spent=self._spent(account))
+            self._order.append(lease)
+        lease.limit = limit
+        return lease
+
+    def row(self, key: RowKey) -> Row:
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = Row(key)
+            self._row_order.append(row)
+            self._rows_of.setdefault(key.key, []).append(row)
+        return row
+
+    def touch(self, lease: Lease) -> None:
+        """What was spent or held of it has changed."""
+        self._due[lease.account] = lease
+
+    def used(self, lease: Lease) -> None:
+        """A hold was drawn from it: ask for the next block before this one is used up."""
+        lease.used_at = self.boot_s()
+        if lease.room < lease.low and lease.free:
+            lease.low = 0
+            self._due[lease.account] = lease
+            self._wake.set()
+
+    def totals_of(self, key: RowKey) -> Totals | None:
+        """What is counted in a row so far; None: nothing."""
+        row = self._rows.get(key)
+        return row.totals() if row is not None and any(row.amounts()) else None
+
+    def opened(self, hold: int, row: Row, nanousd: int, tokens: int) -> None:
+        """Raises StateUnavailable where the journal takes no more: then nothing may be held."""
+        if self._journal is not None:
+            try:
+                self._journal.opened(hold, row.key, nanousd, tokens)
+            except JournalFull as error:
+                raise StateUnavailable(str(error)) from error
+
+    def grown(self, hold: int, nanousd: int, tokens: int) -> None:
+        """Raises StateUnavailable as `opened` does."""
+        if self._journal is not None:
+            try:
+                self._journal.grown(hold, nanousd, tokens)
+            except JournalFull as error:
+                raise StateUnavailable(str(error)) from error
+
+    def settled(self, hold: int, row: Row) -> None:
+        """A hold is closed (0: there was none), or the row has changed."""
+        self._unreported[row.key] = row
+        journal = self._journal
+        if journal is not None:
+            journal.settled(hold, row.key, row.amounts())
+            if journal.is_nearly_full and self.boot_s() > self._rewrite_after:
+                self._rewrite(journal)
+
+    def is_current(self) -> bool:
+        """Whether the leases may still be spent: the store was heard of not long ago."""
+        return self.boot_s() < self._current_until
+
+    async def ask(self, wants: Wants) -> None:
+        """Ask the store for what these leases lack; returns when it answered, or has not in time.
+
+        What the leases then grant is for the caller to see. What the store said a moment ago that
+        it cannot give is not asked for again.
+        """
+        if self.is_current() and self._is_hopeless(wants):
+            return
+        for lease, amount in wants:
+            self._due[lease.account] = lease
+            self._needs[lease.account] = self._needs.get(lease.account, 0) + amount
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting.append(answered)
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ASK_S):
+                await answered
+        if not answered.done() or answered.cancelled():
+            self.trouble = self.trouble or f"the store did not answer within {_ASK_S:g} s"
+
+    def _is_hopeless(self, wants: Wants) -> bool:
+        fresh = self.boot_s() - _SURE_S
+        return any(
+            lease.answered_at > fresh and lease.room + lease.free < amount
+            for lease, amount in wants
+        )
+
+    # --- the exchange ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Report and renew until cancelled: the one place that talks to the store of budgets."""
+        heard_at = self.boot_s()
+        while True:
+            wait_s = _AFTER_TROUBLE_S if self.trouble else _REPORT_EVERY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            self._tidy()
+            is_due = self._due or self._unreported or self._waiting or self.trouble
+            if is_due or self.boot_s() - heard_at >= _HEARTBEAT_S:
+                await self._sync()
+                heard_at = self.boot_s()
+
+    async def start(self, journal: Journal | None) -> None:
+        """The first exchange, which makes this process known. Raises StateUnavailable."""
+        self._journal = journal
+        await self._sync()
+        if self.trouble:
+            raise StateUnavailable(self.trouble)
+
+    async def flush(self) -> None:
+        """Report all that is known now; in vain where the store does not answer."""
+        await self.ask(())
+
+    async def end(self) -> None:
+        """The process ends well: its leases go back, and its journal is not needed any more."""
+        rows = {key: row.totals() for key, row in self._rows.items()}
+        try:
+            await self._store.end(self.process, rows)
+        except StateUnavailable as error:
+            kept = "is lost" if self._journal is None else "stays in the journal for the next start"
+            _log.error("the last usage %s: %s", kept, error)
+            if self._journal is not None:
+                self._journal.close(delete=False)
+            return
+        if self._journal is not None:
+            self._journal.close(delete=True)
+
+    async def _sync(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            await self._exchange()
+        finally:
+            for answered in waiting:
+                if not answered.done():
+                    answered.set_result(None)
+
+    async def _exchange(self) -> None:
+        asks, rows = self._asks(), self._reports()
+        asked_at = self.boot_s()
+        try:
+            answer = await self._store.sync(self.process, asks, rows)
+        except StateUnavailable as error:
+            self._failed(error)
+            return
+        if self.trouble:
+            _log.info("the store of budgets answers again")
+            self.trouble = ""
+        self.version, self.live = answer.version, answer.live
+        self._current_until = asked_at + answer.lease_s
+        now = self.boot_s()
+        for grant in answer.grants:
+            lease = self._leases.get(grant.account)
+            if lease is not None:
+                lease.take(grant)
+                lease.low, lease.answered_at = lease.room // 2, now
+        for key, totals in rows.items():
+            row = self._unreported.get(key)
+            if row is not None and row.totals() == totals:
+                del self._unreported[key]
+
+    def _asks(self) -> list[Ask]:
+        asks = []
+        for account in list(self._due)[:_ASKS_MAX]:
+            lease = self._due.pop(account)
+            asks.append(self._ask(lease, self._needs.pop(account, 0)))
+        return asks
+
+    def _ask(self, lease: Lease, need: int) -> Ask:
+        self._number += 1
+        lease.asked = self._number
+        keep = self._is_open(lease) and (need > 0 or lease.used_at + _IDLE_S > self.boot_s())
+        floor = lease.spent + lease.held
+        if not keep:
+            # At once: nothing may be drawn on what the store is just told to have back.
+            lease.granted = floor
+        return Ask(lease.account, self._number, lease.limit, lease.spent, floor, need, keep)
+
+    def _failed(self, error: StateUnavailable) -> None:
+        if not self.trouble:
+            _log.error("ALARM: the store of budgets fails, calls go on within leases: %s", error)
+        self.trouble = error.message[:_TROUBLE_CHARS_MAX]
+        # What was said may not have arrived.
+        for lease in self._leases.values():
+            if lease.asked > lease.answered:
+                self._due[lease.account] = lease
+
+    def _reports(self) -> dict[RowKey, Totals]:
+        keys = list(islice(self._unreported, _ROWS_MAX))
+        return {key: self._unreported[key].totals() for key in keys}
+
+    def _is_open(self, lease: Lease) -> bool:
+        _, meter, start = lease.account
+        end = window_end(meter, start)
+        return end is None or self._wall_clock() < end
+
+    def _tidy(self) -> None:
+        """Look at some of the leases and rows: give back what idles, forget what is over."""
+        now = self.boot_s()
+        for _ in range(min(_TIDIED_AT_ONCE, len(self._order))):
+            lease = self._order.popleft()
+            if lease.used_at < now - _IDLE_S and lease.asked == lease.answered:
+                if lease.room > 0:
+                    self._due[lease.account] = lease
+                elif self._is_over(lease, now):
+                    del self._leases[lease.account]
+                    continue
+            self._order.append(lease)
+        horizon = self._wall_clock() - _ROWS_KEPT_S
+        while self._row_order and self._row_order[0].key.day < horizon:
+            row = self._row_order.popleft()
+            if row.key in self._unreported:
+                self._row_order.append(row)
+                break
+            self._forget(row)
+
+    def _is_over(self, lease: Lease, now: float) -> bool:
+        """Nothing can come of it any more that the store does not know."""
+        if lease.held or lease.account in self._due:
+            return False
+        if lease.account.window:
+            return not self._is_open(lease)
+        return not lease.spent or lease.used_at < now - _ROWS_KEPT_S
+
+    def _forget(self, row: Row) -> None:
+        """Not what was spent: a month's limit that is set later counts it."""
+        del self._rows[row.key]
+        key = row.key.key
+        self._rows_of[key].remove(row)
+        month = window_start(Meter.USD_MONTH, row.key.day)
+        self._before[key, month] = self._before.get((key, month), 0) + row.settled
+
+    def _spent(self, account: Account) -> int:
+        """What this process spent of an account before it had a lease of it."""
+        owner, meter, start = account
+        end = window_end(meter, start)
+        rows = [
+            row
+            for row in self._rows_of.get(owner, ())
+            if start <= row.key.day and (end is None or row.key.day < end)
+        ]
+        if meter in (Meter.USD_DAY, Meter.USD_MONTH):
+            before = self._before.get((owner, start), 0) if meter is Meter.USD_MONTH else 0
+            return before + sum(row.settled for row in rows)
+        if meter is Meter.TOKENS_DAY:
+            return sum(row.input_tokens + row.output_tokens for row in rows)
+        return 0
+
+    def _rewrite(self, journal: Journal) -> None:
+        """Keep only what the store does not know yet."""
+        rows = {key: row.totals() for key, row in self._unreported.items()}
+        holds = [(hold, row.key, usd, tokens) for hold, row, usd, tokens in self.open_holds()]
+        rows.update((row.key, row.totals()) for _, row, _, _ in self.open_holds())
+        try:
+            journal.rewrite(rows, holds)
+        except OSError as error:
+            # It goes on in the old one, which grows as long as it can.
+            self._rewrite_after = self.boot_s() + _REWRITE_AGAIN_S
+            _log.error("the journal cannot be written anew: %s", error.strerror)

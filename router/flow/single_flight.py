@@ -1,0 +1,297 @@
+"""Identical calls in flight share one: each has a seat, and the work belongs to none of them.
+
+The work is a task of its own, cancelled only when all have left. One seat pays; when it leaves,
+`hand_over` passes what it holds to the oldest of the others, and whoever cannot take that on goes
+on alone, as do all the others once the work says so (an answer that a budget cut is not for them).
+
+A stream's frames lie in one list in which each seat has its own place, so who comes later begins at
+the beginning and who is slow stalls nobody: the work waits for the fastest alone. What lies unread
+is bounded: a seat that is left too far behind loses its place. A flight whose beginning is gone
+takes nobody more.
+
+No clock: each caller limits its own waiting, and leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from router.errors import Draining, RouterError, UpstreamBroken
+from router.flow.tasks import Tasks
+
+Payer = TypeVar("Payer")
+Result = TypeVar("Result")
+
+# Of one stream: most answers are far smaller, and beyond it nobody more may join.
+BUFFER_BYTES_MAX = 4 << 20
+
+
+class GoAlone(Exception):
+    """This seat's call is not served by the flight any more: it is to be made by itself."""
+
+
+class SingleFlight(Generic[Payer, Result]):
+    """`hand_over(old, new)` passes on what the old payer holds; False: the new one cannot pay."""
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        hand_over: Callable[[Payer, Payer], bool],
+        buffer_bytes_max: int = BUFFER_BYTES_MAX,
+    ) -> None:
+        self._tasks = tasks
+        self._hand_over = hand_over
+        self._buffer_bytes_max = buffer_bytes_max
+        self._flights: dict[bytes, Flight[Payer, Result]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __contains__(self, cache_key: bytes) -> bool:
+        return cache_key in self._flights
+
+    def board(
+        self,
+        cache_key: bytes,
+        payer: Payer,
+        work: Callable[[Flight[Payer, Result]], Awaitable[Result | None]],
+    ) -> Seat[Payer, Result]:
+        """A seat in the flight of this key; the first to come starts it, with its own `work`."""
+        flight = self._flights.get(cache_key)
+        if flight is None:
+            flight = Flight(self._hand_over, self._buffer_bytes_max)
+            self._flights[cache_key] = flight
+            flight.begin(self._tasks, work, lambda: self._unlist(cache_key, flight))
+        return flight.seat(payer)
+
+    def _unlist(self, cache_key: bytes, flight: Flight[Payer, Result]) -> None:
+        if self._flights.get(cache_key) is flight:
+            del self._flights[cache_key]
+
+
+class Flight(Generic[Payer, Result]):
+    """One shared call, as its work sees it."""
+
+    def __init__(self, hand_over: Callable[[Payer, Payer], bool], buffer_bytes_max: int) -> None:
+        self._hand_over = hand_over
+        self._buffer_bytes_max = buffer_bytes_max
+        self._seats: list[Seat[Payer, Result]] = []
+        self._frames: list[bytes] = []
+        self._frames_gone = 0
+        self._bytes = 0
+        self._caught_up: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._close: Callable[[], None] = lambda: None
+        self.is_over = False
+        self.error: BaseException | None = None
+        self.result: Result | None = None
+        # What the work wants its seats to know besides the frames.
+        self.notes: object = None
+
+    @property
+    def payer(self) -> Payer | None:
+        """Who pays now; None: all have left."""
+        return self._seats[0].payer if self._seats else None
+
+    @property
+    def end(self) -> int:
+        """How many frames there have been."""
+        return self._frames_gone + len(self._frames)
+
+    def begin(
+        self,
+        tasks: Tasks,
+        work: Callable[[Flight[Payer, Result]], Awaitable[Result | None]],
+        close: Callable[[], None],
+    ) -> None:
+        """`close` is called once, when nobody more may join."""
+        self._close = close
+        self._task = tasks.spawn(self._run(work), "shared call")
+        # Not in the task's own finally: cancelled before its first step, it never runs at all.
+        self._task.add_done_callback(self._ended)
+
+    def seat(self, payer: Payer) -> Seat[Payer, Result]:
+        seat = Seat(self, payer)
+        self._seats.append(seat)
+        return seat
+
+    async def write(self, frame: bytes) -> None:
+        """Some more of the stream for all seats. Returns when one of them has read it, so that
+        nothing is read from upstream that nobody wants yet."""
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        if self._bytes > self._buffer_bytes_max:
+            self._close()
+            self._shed()
+        self._wake()
+        self._caught_up = asyncio.get_running_loop().create_future()
+        await self._caught_up
+
+    def send_others_away(self) -> None:
+        """What comes now is for the payer alone."""
+        self._close()
+        for seat in self._seats[1:]:
+            self._remove(seat, GoAlone())
+
+    def cut_payer(self) -> bool:
+        """The payer can pay no more: its stream ends here, `Seat.is_cut`. Whether another pays now;
+        if not, the work is to end."""
+        self._close()
+        seat = self._seats[0]
+        seat.is_cut = True
+        self._remove(seat, None)
+        return bool(self._seats)
+
+    def leave(self, seat: Seat[Payer, Result]) -> None:
+        if seat in self._seats:
+            self._remove(seat, GoAlone())
+
+    def caught_up(self) -> None:
+        """One seat has read all there is."""
+        if self._caught_up is not None and not self._caught_up.done():
+            self._caught_up.set_result(None)
+
+    def frames_from(self, position: int) -> list[bytes]:
+        return self._frames[position - self._frames_gone :]
+
+    def _remove(self, seat: Seat[Payer, Result], reason: BaseException | None) -> None:
+        """Take the seat out; where it paid, the oldest that can pay takes over."""
+        paid = self._seats[0] is seat
+        self._seats.remove(seat)
+        seat.gone(reason)
+        if paid and not self.is_over:
+            while self._seats and not self._hand_over(seat.payer, self._seats[0].payer):
+                self._seats.pop(0).gone(GoAlone())
+        if not self._seats:
+            self._close()
+            if self._task is not None and not seat.is_cut:
+                self._task.cancel()
+
+    def _shed(self) -> None:
+        """Forget what all have read, and whoever is too far behind for that to help."""
+        while True:
+            read = min((seat.position for seat in self._seats), default=self.end)
+            gone = self._frames[: read - self._frames_gone]
+            self._frames_gone = read
+            del self._frames[: len(gone)]
+            self._bytes -= sum(map(len, gone))
+            others = [seat for seat in self._seats if seat.position > read]
+            if self._bytes <= self._buffer_bytes_max or not others:
+                return
+            words = f"more than {self._buffer_bytes_max} bytes of the answer waited to be read"
+            for seat in [one for one in self._seats if one.position == read]:
+                self._remove(seat, UpstreamBroken(words))
+
+    def _wake(self) -> None:
+        for seat in self._seats:
+            seat.wake()
+
+    async def _run(self, work: Callable[[Flight[Payer, Result]], Awaitable[Result | None]]) -> None:
+        try:
+            self.result = await work(self)
+        except RouterError as error:
+            self.error = error
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self.error = Draining("Rungway is going down and could not wait for this answer")
+        elif (fault := task.exception()) is not None:
+            self.error = fault
+        self.is_over = True
+        self._close()
+        self._wake()
+
+
+class Seat(Generic[Payer, Result]):
+    """One caller's place in a flight: `with flights.board(...) as seat`. Leaving it is leaving."""
+
+    def __init__(self, flight: Flight[Payer, Result], payer: Payer) -> None:
+        self._flight = flight
+        self._waiting: asyncio.Future[None] | None = None
+        self._reason: BaseException | None = None
+        self._left_at: int | None = None
+        self._rest: list[bytes] = []
+        self.payer = payer
+        self.position = 0
+        self.is_cut = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    @property
+    def notes(self) -> object:
+        return self._flight.notes
+
+    @property
+    def is_payer(self) -> bool:
+        return self._flight.payer is self.payer
+
+    async def read(self) -> list[bytes]:
+        """All frames that came since the last read, [] at the end. Raises what the work raised, or
+        GoAlone where the rest is not for this call."""
+        while True:
+            if self._left_at is not None:
+                frames, self._rest = self._rest, []
+                if frames or self._reason is None:
+                    return frames
+                raise self._reason.with_traceback(None)
+            flight = self._flight
+            if self.position < flight.end:
+                frames = flight.frames_from(self.position)
+                self.position = flight.end
+                flight.caught_up()
+                return frames
+            if flight.is_over:
+                if flight.error is not None:
+                    raise flight.error.with_traceback(None)
+                return []
+            await self._wait()
+
+    async def result(self) -> Result:
+        """What the work returned; frames are passed over. Raises as `read` does, and GoAlone where
+        it returned None: nothing that can be shared."""
+        while await self.read():
+            pass
+        result = self._flight.result
+        if self._left_at is not None or result is None:
+            raise GoAlone
+        return result
+
+    def stay(self, payer: Payer) -> Seat[Payer, Result]:
+        """Another seat beside this one, for what comes from now on."""
+        seat = self._flight.seat(payer)
+        seat.position = self._flight.end
+        return seat
+
+    def leave(self) -> None:
+        """The caller wants no more; the last to leave cancels the work. May be called again."""
+        self._flight.leave(self)
+
+    def gone(self, reason: BaseException | None) -> None:
+        """The flight's word: no longer on board. One that was cut may still read what was there."""
+        if self.is_cut:
+            self._rest = self._flight.frames_from(self.position)
+        self._left_at, self._reason = self.position, reason
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None

@@ -1,0 +1,233 @@
+"""Budgets through the whole house: what is spent, what is refused and why, and where it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from typing import Any
+
+import openai
+import orjson
+import pytest
+
+from router.types import Price
+from tests.fakes.metered import Metered
+from tests.fakes.upstream import FakeUpstream
+from tests.house import House, open_house
+
+# 10,000 nano-dollars a token: what tokens are worth is easy to read.
+USD_PER_MTOK = 10
+PRICE = Price.per_mtok(USD_PER_MTOK, USD_PER_MTOK)
+A_TOKEN = 10_000
+SECRET = "sk-alice"
+ALICE = {"Authorization": f"Bearer {SECRET}"}
+PRICED = f"usd_per_mtok = {{ input = {USD_PER_MTOK}, output = {USD_PER_MTOK} }}"
+FREE = "usd_per_mtok = { input = 0, output = 0 }"
+HI = {"model": "chat", "messages": [{"role": "user", "content": "Hi?"}]}
+
+
+def usd(tokens: float) -> str:
+    """A limit of so many tokens' worth."""
+    return f"{tokens * A_TOKEN / 1e9:.9f}"
+
+
+def config(
+    *rungs: tuple[str, str],
+    limits: str = "",
+    key: str = "",
+    ladder: str = "",
+    state: str = "",
+) -> str:
+    """A chat ladder over these servers, each with more lines of its rung, for the key alice."""
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    parts = ["[server]", state]
+    for place, (url, _) in enumerate(rungs):
+        parts.append(f'[backends.b{place}]\nkind = "openai"\nurl = "{url}"')
+    parts.append(f"[ladders.chat]\nqueue_max = 1000\n{ladder}")
+    for place, (_, more) in enumerate(rungs):
+        parts.append(
+            f'[[ladders.chat.rungs]]\nbackend = "b{place}"\nmodel = "org/m"\n'
+            f"max_in_flight = 256\n{more}"
+        )
+    parts.append(f'[keys.alice]\nsha256 = "{digest}"\n{key}\n[keys.alice.limits]\n{limits}')
+    return "\n".join(parts)
+
+
+async def usage_of(house: House) -> dict[str, Any]:
+    """Alice's line of usage."""
+    status, body, _ = await house.get("/router/v1/usage", ALICE)
+    assert status == 200
+    if not body["data"]:
+        return {"requests": 0, "settled": 0, "held": 0, "in_doubt": 0}
+    (line,) = body["data"]
+    return {**line, **line["nano_usd"]}
+
+
+async def ask(house: House, body: Any) -> tuple[int, Any, dict[str, str]]:
+    return await house.post("/v1/chat/completions", body, ALICE)
+
+
+async def stream(house: House, **more: Any) -> tuple[int, list[Any], bytes, dict[str, str]]:
+    """Status, the parsed chunks without [DONE], the raw bytes, and the headers."""
+    body = {**HI, "stream": True, **more}
+    url = f"{house.url}/v1/chat/completions"
+    async with house.client.post(url, json=body, headers=ALICE) as answer:
+        raw = await answer.read()
+        chunks = [orjson.loads(one) for one in re.findall(rb"data: (\{.*)\n\n", raw)]
+        return answer.status, chunks, raw, dict(answer.headers)
+
+
+def sdk(house: House, **more: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key=SECRET, **more)
+
+
+def log_agrees(house: House, settled: int) -> None:
+    """The log's lines add up to what was settled."""
+    costs = [line.get("cost_usd", 0.0) for line in house.lines if line["event"] == "call"]
+    assert round(sum(costs) * 1e9) == settled
+
+
+# --- a burst ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_burst_spends_what_the_upstream_bills_and_never_more_than_the_limit(
+    streamed: bool,
+) -> None:
+    meter = Metered(tokens=40, pace=400)
+    limit = 50 * 51 * A_TOKEN
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits=f"usd_per_day = {usd(50 * 51)}")
+        async with open_house(text) as house:
+            body = {**HI, "stream": streamed, "max_tokens": 40}
+            answers = await asyncio.gather(*(ask(house, body) for _ in range(200)))
+            served = [one for one in answers if one[0] == 200]
+            refused = [one for one in answers if one[0] != 200]
+            assert 20 < len(served) <= 50
+            assert {status for status, _, _ in refused} == {429}
+            for _, error, headers in refused:
+                if error["error"]["code"] == "insufficient_quota":
+                    assert headers["x-should-retry"] == "false"
+                else:
+                    assert error["error"]["code"] == "rate_limit_exceeded"
+                    assert headers["x-should-retry"] == "true"
+                    assert headers["retry-after"] == "1"
+            found = await usage_of(house)
+            assert found["settled"] == meter.bill(PRICE) <= limit
+            assert found["held"] == found["overrun"] == 0
+            assert found["requests"] == 200
+            log_agrees(house, found["settled"])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_callers_that_retry_as_they_are_told_use_nearly_all_of_a_budget(
+    streamed: bool,
+) -> None:
+    meter = Metered(tokens=40, pace=1_000)
+    limit = 5_000 * A_TOKEN
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits=f"usd_per_day = {usd(5_000)}")
+        async with open_house(text) as house, sdk(house, max_retries=8) as client:
+
+            async def spend() -> None:
+                while True:
+                    try:
+                        answer = await client.chat.completions.create(
+                            model="chat",
+                            messages=[{"role": "user", "content": "Hi?"}],
+                            max_tokens=40,
+                            stream=streamed,
+                        )
+                        if isinstance(answer, openai.AsyncStream):
+                            async for _ in answer:
+                                pass
+                    except openai.RateLimitError as error:
+                        assert error.code == "insufficient_quota", error
+                        return
+
+            await asyncio.gather(*(spend() for _ in range(30)))
+            found = await usage_of(house)
+            assert 0.95 * limit <= found["settled"] <= limit
+            assert abs(found["settled"] - meter.bill(PRICE)) <= 0.01 * limit
+
+
+# --- the hard stop ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("meter", "more"),
+    [
+        (Metered(10_000, pace=2_000, obeys=False), {}),
+        (Metered(10_000, pace=2_000, obeys=False), {"n": 2}),
+        (Metered(10_000, pace=2_000, obeys=False, tools=True), {}),
+        (Metered(10_000, pace=2_000, obeys=False, joined=8), {}),
+        (Metered(10_000, pace=2_000, obeys=False), {"max_tokens": 20_000}),
+        (Metered(10_000, pace=2_000, obeys=False, reports=False), {"max_completion_tokens": 9_000}),
+    ],
+    ids=["plain", "two choices", "tools", "joined tokens", "max_tokens", "max_completion_tokens"],
+)
+async def test_a_stream_that_a_budget_ends_looks_finished_and_spends_at_most_its_limit(
+    meter: Metered, more: Any
+) -> None:
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits="usd_per_day = 0.01")
+        async with open_house(text) as house:
+            wants = {"stream_options": {"include_usage": True}}
+            status, chunks, raw, headers = await stream(house, **more, **wants)
+            assert status == 200
+            assert int(headers["x-rungway-clamped"]) <= 1_000
+            assert raw.endswith(b"data: [DONE]\n\n")
+            *_, last, used = chunks
+            assert last["choices"][0]["finish_reason"] == "length"
+            ends = [one["choices"][0]["finish_reason"] for one in chunks[:-1]]
+            assert ends.count("length") == more.get("n", 1)
+            assert used["choices"] == []
+            assert b": rungway ends the answer: the key 'alice' has" in raw
+            found = await usage_of(house)
+            assert used["usage"]["completion_tokens"] == found["output_tokens"]
+            cost = re.search(rb": rungway cost_usd=(\S+)\n", raw)
+            assert cost is not None
+            assert round(float(cost[1]) * 1e9) == found["settled"]
+            assert 0.9 * 10**7 < found["settled"] <= 10**7
+            assert found["overrun"] == 0
+            async with asyncio.timeout(2):
+                while not meter.cut:
+                    await asyncio.sleep(0)
+            # What nobody reported and came several tokens a chunk is known by its length alone.
+            share = 0.02 if meter.joined == 1 else 0.25
+            assert abs(meter.bill(PRICE) - found["settled"]) < share * 10**7
+
+
+async def test_the_openai_sdk_takes_a_stream_that_a_budget_ends_for_a_whole_one() -> None:
+    meter = Metered(10_000, pace=2_000, obeys=False)
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits="usd_per_day = 0.01")
+        async with open_house(text) as house, sdk(house) as client:
+            answer = await client.chat.completions.create(
+                model="chat",
+                messages=[{"role": "user", "content": "Hi?"}],
+                stream_options={"include_usage": True},
+                stream=True,
+            )
+            *_, last, used = [one async for one in answer]
+            assert last.choices[0].finish_reason == "length"
+            assert used.usage is not None
+            assert 900 < used.usage.completion_tokens < 1_000
+
+
+async def test_usage_that_comes_at_the_end_and_above_what_was_held_is_charged_and_shown() -> None:
+    meter = Metered(tokens=40, lies=500)
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits=f"usd_per_day = {usd(200)}")
+        async with open_house(text) as house:
+            status, chunks, raw, _ = await stream(house, max_tokens=40)
+            assert (status, chunks[-1]["choices"][0]["finish_reason"]) == (200, "stop")
+            found = await usage_of(house)
+            assert found["settled"] == (11 + 540) * A_TOKEN
+            assert found["overrun"] > 400 * A_TOKEN
+            assert b"cost_usd=0.00551" in raw
+            status, error, headers = await ask(house, HI)
+            assert (status, error["error"]["code"]) == (429, "insufficient_quota")
+            assert headers["x-should-retry"] == "false"
+            assert 0 < int(headers["retry-after"]) <= 86_400
