@@ -79,6 +79,10 @@ types: $(VENV)/.check ## check the types
 	@echo "→ mypy"
 	@$(BIN)/mypy
 
+.PHONY: fuzz
+fuzz: $(VENV)/.test ## answers of upstreams, mutated (ARGS="--seconds 600")
+	@$(BIN)/python -m tests.transport.fuzz $(ARGS)
+
 .PHONY: cov
 cov: ## run every test and write build/coverage/index.html
 	@$(MAKE) test ARGS="--cov-report html:build/coverage $(ARGS)"

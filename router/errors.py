@@ -5,7 +5,7 @@ the pipeline decides whether to go on. `RouterFault`: no answer can be had, or w
 `ConfigError` exists only before the start and at a reload.
 
 An error carries all that its answer needs; `api/reply.py` is the one place that renders it, and
-`transport/http.py` and `core/refusal.py` are the two that turn the world's failures into these.
+`transport/failures.py` and `core/refusal.py` are the two that turn the world's failures into these.
 """
 
 from __future__ import annotations
@@ -217,6 +217,15 @@ class UpstreamBroken(UpstreamError):
 
     cause = "broken"
     code = "upstream_broken"
+
+
+class StaleConnection(UpstreamBroken):
+    """A kept connection that the upstream had closed before any of the request reached it.
+
+    Certain, not guessed: the same request may be sent again on a new connection.
+    """
+
+    cause = "stale"
 
 
 class UpstreamAsleep(UpstreamError):

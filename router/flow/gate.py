@@ -18,6 +18,7 @@ from router.core.percentiles import Recent
 from router.core.retry import RetryBudget, RetrySettings, Verdict, decide
 from router.errors import (
     ConnectFailed,
+    StaleConnection,
     UpstreamBroken,
     UpstreamBusy,
     UpstreamError,
@@ -156,8 +157,9 @@ class Gate:
         """The attempt failed. A full rung is not a broken one, nor is one that refuses a call."""
         now = self._clock()
         self._total.ended(now, failed=counts(error) or isinstance(error, UpstreamBusy))
-        if isinstance(error, UpstreamBusy):
-            # How much it bears is the limit's business, and says nothing of its health.
+        if isinstance(error, UpstreamBusy | StaleConnection):
+            # How much it bears is the limit's business, and says nothing of its health; nor does
+            # a kept connection that it no longer wanted.
             self._breaker.cancelled(place.permit)
         elif counts(error):
             before = self._breaker.view(now)
@@ -182,7 +184,7 @@ class Gate:
             error,
             tries=tries,
             has_next=has_next,
-            is_stale_connection=False,
+            is_stale_connection=isinstance(error, StaleConnection),
             left_s=left_s,
             settings=RETRIES,
             budget=self._budget,
@@ -262,6 +264,8 @@ class Gate:
 
 def counts(error: UpstreamError) -> bool:
     """Whether the failure is the rung's own: not the caller's, nor a matter of load or rights."""
+    if isinstance(error, StaleConnection):
+        return False
     return isinstance(error, ConnectFailed | UpstreamTimeout | UpstreamFailed | UpstreamBroken)
 
 

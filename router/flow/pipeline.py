@@ -25,6 +25,7 @@ from router.errors import (
     InternalFault,
     QuotaUsedUp,
     RouterError,
+    StaleConnection,
     StateUnavailable,
     UpstreamError,
     UpstreamTimeout,
@@ -406,7 +407,8 @@ class Pipeline:
     ) -> bool:
         """Whether to ask the same rung again; returns when it is time to."""
         call, rung = progress.call, step.rung
-        if not self._backends[rung.backend].may_repeat and not isinstance(error, ConnectFailed):
+        is_unsent = isinstance(error, ConnectFailed | StaleConnection)
+        if not self._backends[rung.backend].may_repeat and not is_unsent:
             return False
         verdict = self._board.gate(call.ladder, rung).retry(
             error,

@@ -6,7 +6,13 @@ import asyncio
 
 import pytest
 
-from router.errors import ConnectFailed, PromptTooLong, UpstreamBusy, UpstreamFailed
+from router.errors import (
+    ConnectFailed,
+    PromptTooLong,
+    StaleConnection,
+    UpstreamBusy,
+    UpstreamFailed,
+)
 from router.flow.gate import Gate, NotLetIn, Place
 from tests.fakes.clock import Clock
 
@@ -129,3 +135,14 @@ async def test_a_reset_opens_it(gate: Gate) -> None:
     await fail(gate, 5)
     gate.reset()
     assert gate.closed() is None
+
+
+async def test_a_stale_connection_says_nothing_of_the_rung_and_is_asked_again_once(
+    gate: Gate,
+) -> None:
+    stale = StaleConnection("the upstream had closed the kept connection")
+    for _ in range(30):
+        gate.failed(await gate.enter(0, 1.0), stale)
+    assert gate.closed() is None
+    assert gate.retry(stale, tries=1, has_next=True, left_s=60.0).wait_s == 0.0
+    assert gate.retry(stale, tries=2, has_next=True, left_s=60.0).wait_s is None
