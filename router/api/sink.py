@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
+from router.api.direct import DirectAnswer
 from router.api.reply import JSON_TYPE, error_frame
 from router.core.accounts import shown_usd
 from router.core.sse import DONE_FRAME, comment
@@ -53,7 +54,7 @@ class HttpSink:
         self._keepalive_s = keepalive_s
         self._tasks = tasks
         self._render = render
-        self._stream: web.StreamResponse | None = None
+        self._stream: DirectAnswer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
         self._words = _KEEP_ALIVE
@@ -65,11 +66,11 @@ class HttpSink:
         self.response: web.StreamResponse | None = None
 
     async def send_answer(self, answer: Answer, provenance: Provenance) -> None:
-        self._whole(answer.body, provenance)
+        await self._whole(answer.body, provenance)
 
     async def send_embeddings(self, answer: Embeddings, provenance: Provenance) -> None:
         assert self._render is not None
-        self._whole(self._render(answer), provenance)
+        await self._whole(self._render(answer), provenance)
 
     def expect_stream(self) -> None:
         """A stream will be the answer: from now on a client that waits gets comments."""
@@ -78,7 +79,7 @@ class HttpSink:
 
     async def write(self, frames: bytes, provenance: Provenance) -> None:
         self.is_committed = True
-        stream = self._stream or await self._start(provenance)
+        stream = self._stream or self._start(provenance)
         self._wrote_at = self._loop.time()
         await stream.write(frames)
 
@@ -92,19 +93,18 @@ class HttpSink:
             if self._loop.time() - self._expected_at < _COMMENT_HOLD_S:
                 self._look_within(_COMMENT_HOLD_S)
                 return
-        stream = self._stream or await self._start(None)
+        stream = self._stream or self._start(None)
         self._wrote_at = self._loop.time()
         await stream.write(frame)
 
     async def end(self, frames: bytes, provenance: Provenance) -> None:
         self.is_committed = True
-        stream = self._stream or await self._start(provenance)
+        stream = self._stream or self._start(provenance)
         self._rest()
         if provenance.cost_nanousd is not None:
             frames += comment(f"rungway cost_usd={shown_usd(provenance.cost_nanousd)}")
         self._is_ended = True
-        await stream.write(frames + DONE_FRAME)
-        await stream.write_eof()
+        await stream.finish(frames + DONE_FRAME)
 
     async def cut(self, frames: bytes, provenance: Provenance) -> bool:
         return False
@@ -130,25 +130,20 @@ class HttpSink:
         """The call is over, however it ended."""
         self._rest()
 
-    def _whole(self, body: bytes, provenance: Provenance) -> None:
+    async def _whole(self, body: bytes, provenance: Provenance) -> None:
         self.is_committed = True
-        self.response = web.Response(
-            body=body,
-            headers={**self._headers(), **provenance_headers(provenance)},
-            content_type=JSON_TYPE,
-        )
+        headers = {"Content-Type": JSON_TYPE, **self._headers(), **provenance_headers(provenance)}
+        self.response = answer = DirectAnswer(self._request)
+        await answer.send_whole(headers, body)
 
-    async def _start(self, provenance: Provenance | None) -> web.StreamResponse:
+    def _start(self, provenance: Provenance | None) -> DirectAnswer:
+        """A stream, whose head goes out with its first bytes."""
         headers = {**_STREAM_HEADERS, **self._headers()}
         if provenance is not None:
             headers.update(provenance_headers(provenance))
-        stream = web.StreamResponse(headers=headers)
-        if self._request.version < HttpVersion11:
-            # Without chunks only the closing tells where the stream ends.
-            stream.force_close()
-        self._stream = self.response = stream
+        self._stream = self.response = stream = DirectAnswer(self._request)
         self.is_started = True
-        await stream.prepare(self._request)
+        stream.start(headers)
         return stream
 
     def _look(self) -> None:
@@ -168,7 +163,7 @@ class HttpSink:
 
     async def _beat(self) -> None:
         try:
-            stream = self._stream or await self._start(None)
+            stream = self._stream or self._start(None)
             self._wrote_at = self._loop.time()
             words, self._words = self._words, _KEEP_ALIVE
             await stream.write(words)
