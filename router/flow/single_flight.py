@@ -272,6 +272,8 @@ class Seat(Generic[Payer, Result]):
         """Another seat beside this one, for what comes from now on."""
         seat = self._flight.seat(payer)
         seat.position = self._flight.end
+        # The work may wait for this one to read what it will not read any more.
+        self._flight.caught_up()
         return seat
 
     def leave(self) -> None:
