@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import random
 import re
 from typing import Any
 
@@ -16,6 +18,11 @@ from tests.fakes.metered import Metered
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, open_house
 
+# How many clients leave: RUNGWAY_LEAVERS=1000 plays what the promise speaks of.
+LEAVERS = int(os.environ.get("RUNGWAY_LEAVERS", "160"))
+# What is under way when a client leaves weighs less in a thousand longer streams.
+LEAVERS_SHARE = 0.01 if LEAVERS >= 1_000 else 0.02
+POLICIES = ("cancel", "drain")
 # 10,000 nano-dollars a token: what tokens are worth is easy to read.
 USD_PER_MTOK = 10
 PRICE = Price.per_mtok(USD_PER_MTOK, USD_PER_MTOK)
@@ -231,3 +238,91 @@ async def test_usage_that_comes_at_the_end_and_above_what_was_held_is_charged_an
             assert (status, error["error"]["code"]) == (429, "insufficient_quota")
             assert headers["x-should-retry"] == "false"
             assert 0 < int(headers["retry-after"]) <= 86_400
+
+
+# --- clients that leave -------------------------------------------------------------------------
+
+
+async def leave(house: House, body: Any, *, after_events: int, after_s: float) -> None:
+    """Ask on a connection of one's own, and close it at some point of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rsplit(":", 1)[1]))
+    data = orjson.dumps(body)
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Authorization: Bearer {SECRET}\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    writer.write(head.encode() + data)
+    try:
+        async with asyncio.timeout(after_s):
+            seen = 0
+            while seen < after_events and (line := await reader.readline()):
+                seen += line.startswith(b"data: ")
+    except TimeoutError:
+        pass
+    writer.transport.abort()
+
+
+async def leavers(house: House, meter: Metered, *, streams: bool) -> tuple[int, int]:
+    """So many clients leave at random points; what the ledger has of it, and the bill."""
+    for _ in range(3):
+        # The rung has reported some answers, as any rung in use has.
+        assert (await ask(house, {**HI, "stream": streams}))[0] == 200
+    await house.idle()
+    before, billed = (await usage_of(house))["settled"], meter.bill(PRICE)
+    chance = random.Random(4)
+    places = asyncio.Semaphore(80)
+
+    async def come_and_go() -> None:
+        async with places:
+            await leave(
+                house,
+                {**HI, "stream": streams},
+                after_events=chance.randint(1, meter.tokens + 3),
+                after_s=chance.uniform(0.02, 1.5 * meter.tokens / (meter.pace or 1e5)),
+            )
+
+    await asyncio.gather(*(come_and_go() for _ in range(LEAVERS)))
+    async with asyncio.timeout(20):
+        # What is drained goes on when its caller has left.
+        while meter.busy or house.shared.ledger.open:
+            await asyncio.sleep(0.01)
+    found = await usage_of(house)
+    assert found["held"] == 0
+    return found["settled"] - before, meter.bill(PRICE) - billed
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_streams_that_clients_leave_are_charged_what_the_upstream_produced(
+    policy: str,
+) -> None:
+    meter = Metered(tokens=60, pace=40)
+    async with FakeUpstream(meter) as upstream:
+        text = config(
+            (upstream.url, PRICED), key=f'on_disconnect = "{policy}"', limits="usd_per_day = 1000"
+        )
+        async with open_house(text) as house:
+            charged, billed = await leavers(house, meter, streams=True)
+            print(f"{policy}: {LEAVERS} left, charged {charged}, billed {billed}")
+            assert abs(charged - billed) <= LEAVERS_SHARE * billed
+            if policy == "cancel":
+                assert meter.cut > LEAVERS / 3
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "at full speed"])
+async def test_what_nobody_can_know_of_those_who_leave_is_held_to_what_they_asked_for(
+    policy: str, streams: bool
+) -> None:
+    """Whole answers say nothing before they are there, and an upstream at full speed is ahead of
+    what is read: the estimate may err, and says so."""
+    meter = Metered(tokens=40, pace=0 if streams else 200)
+    async with FakeUpstream(meter) as upstream:
+        text = config(
+            (upstream.url, PRICED), key=f'on_disconnect = "{policy}"', limits="usd_per_day = 1000"
+        )
+        async with open_house(text) as house:
+            charged, billed = await leavers(house, meter, streams=streams)
+            print(f"{policy}: {LEAVERS} left, charged {charged}, billed {billed}")
+            assert 0 < charged <= LEAVERS * (40 + 11) * A_TOKEN
+            if policy == "drain":
+                assert charged == billed

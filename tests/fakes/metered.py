@@ -36,6 +36,7 @@ class Metered:
     output_tokens: int = 0
     calls: int = 0
     cut: int = 0
+    busy: int = 0
     bodies: list[Any] = field(default_factory=list)
 
     def bill(self, price: Price) -> int:
@@ -56,10 +57,14 @@ class Metered:
         if self.obeys and asked is not None:
             size = min(size, asked)
         size *= body.get("n") or 1
-        if body.get("stream"):
-            await self._stream(body, reply, prompt, size)
-        else:
-            await self._whole(reply, prompt, size)
+        self.busy += 1
+        try:
+            if body.get("stream"):
+                await self._stream(body, reply, prompt, size)
+            else:
+                await self._whole(reply, prompt, size)
+        finally:
+            self.busy -= 1
 
     async def _whole(self, reply: Reply, prompt: int, size: int) -> None:
         left = asyncio.create_task(reply.client_left())
