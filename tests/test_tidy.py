@@ -43,6 +43,7 @@ BROAD_EXCEPTS = {
     "router.api.gateway": "the edge of a request: logged with its trace, answered with 500",
     "router.flow.continuity": "the edge of a background task: logged, nothing was shown",
     "router.flow.probes": "the edge of a background task: logged with its trace, the rung is down",
+    "router.flow.renewal": "the edge of a background task: logged, and a trouble of the store",
 }
 PRINTERS = ("router.cli.", "router.demo.")
 FILE_LINES_NOTED, FUNCTION_LINES_NOTED = 400, 60

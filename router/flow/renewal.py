@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from router.core.accounts import Account, Meter, window_end, window_start
@@ -36,7 +36,9 @@ _IDLE_S = 5.0
 # In one exchange; the rest goes with the next.
 _ASKS_MAX = 2_000
 _ROWS_MAX = 5_000
+# Leases that are looked at in each round, or as many that all had their turn after some rounds.
 _TIDIED_AT_ONCE = 1_000
+_TIDY_ROUNDS = 30
 # A refusal of the store is not questioned again for so long.
 _SURE_S = 1.0
 # Rows that the store knows, in case a call's hold or the clock reaches back to their day.
@@ -67,13 +69,13 @@ class Books:
         self.live = 1
         self._leases: dict[Account, Lease] = {}
         self._due: dict[Account, Lease] = {}
-        self._needs: dict[Account, int] = {}
         self._rows: dict[RowKey, Row] = {}
         self._unreported: dict[RowKey, Row] = {}
         self._number = 0
         self._current_until = 0.0
         self._rewrite_after = 0.0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._ask_after = 0.0
+        self._waiting: deque[tuple[asyncio.Future[None], Wants]] = deque()
         self._wake = asyncio.Event()
         self._order: deque[Lease] = deque()
         self._row_order: deque[Row] = deque()
@@ -152,11 +154,12 @@ class Books:
         """
         if self.is_current() and self._is_hopeless(wants):
             return
-        for lease, amount in wants:
+        if self.boot_s() < self._ask_after:
+            return
+        for lease, _ in wants:
             self._due[lease.account] = lease
-            self._needs[lease.account] = self._needs.get(lease.account, 0) + amount
         answered = asyncio.get_running_loop().create_future()
-        self._waiting.append(answered)
+        self._waiting.append((answered, wants))
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ASK_S):
@@ -214,21 +217,42 @@ class Books:
             self._journal.close(delete=True)
 
     async def _sync(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        served, needs = self._next_waiting()
         try:
-            await self._exchange()
+            await self._exchange(needs)
         finally:
-            for answered in waiting:
+            for answered in served:
                 if not answered.done():
                     answered.set_result(None)
+        if self._waiting or len(self._due) > _ASKS_MAX or len(self._unreported) > _ROWS_MAX:
+            # More than one exchange carries: the next goes at once.
+            self._wake.set()
 
-    async def _exchange(self) -> None:
-        asks, rows = self._asks(), self._reports()
+    def _next_waiting(self) -> tuple[list[asyncio.Future[None]], dict[Account, int]]:
+        """Who is served by the next exchange, the longest waiting first, and what they need."""
+        served: list[asyncio.Future[None]] = []
+        needs: dict[Account, int] = {}
+        while self._waiting and len(needs) < _ASKS_MAX:
+            answered, wants = self._waiting.popleft()
+            if answered.done():
+                continue
+            served.append(answered)
+            for lease, amount in wants:
+                needs[lease.account] = needs.get(lease.account, 0) + amount
+        return served, needs
+
+    async def _exchange(self, needs: Mapping[Account, int]) -> None:
+        asks, rows = self._asks(needs), self._reports()
         asked_at = self.boot_s()
         try:
             answer = await self._store.sync(self.process, asks, rows)
         except StateUnavailable as error:
             self._failed(error)
+            return
+        except Exception as error:
+            # The edge of a background task: without it every limited key would end with its lease.
+            _log.exception("an exchange with the store failed in a way nobody foresaw")
+            self._failed(StateUnavailable(f"the store failed ({type(error).__name__})"))
             return
         if self.trouble:
             _log.info("the store of budgets answers again")
@@ -251,12 +275,15 @@ class Books:
             if row is not None and row.totals() == totals:
                 del self._unreported[key]
 
-    def _asks(self) -> list[Ask]:
-        asks = []
-        for account in list(self._due)[:_ASKS_MAX]:
-            lease = self._due.pop(account)
-            asks.append(self._ask(lease, self._needs.pop(account, 0)))
-        return asks
+    def _asks(self, needs: Mapping[Account, int]) -> list[Ask]:
+        """What somebody waits for goes first."""
+        rest = (account for account in self._due if account not in needs)
+        chosen = [*needs, *islice(rest, max(0, _ASKS_MAX - len(needs)))]
+        return [
+            self._ask(lease, needs.get(account, 0))
+            for account in chosen
+            if (lease := self._due.pop(account, None)) is not None
+        ]
 
     def _ask(self, lease: Lease, need: int) -> Ask:
         self._number += 1
@@ -272,6 +299,7 @@ class Books:
         if not self.trouble:
             _log.error("ALARM: the store of budgets fails, calls go on within leases: %s", error)
         self.trouble = error.message[:_TROUBLE_CHARS_MAX]
+        self._ask_after = self.boot_s() + _AFTER_TROUBLE_S / 2
         # What was said may not have arrived.
         for lease in self._leases.values():
             if lease.asked > lease.answered:
@@ -289,7 +317,8 @@ class Books:
     def _tidy(self) -> None:
         """Look at some of the leases and rows: give back what idles, forget what is over."""
         now = self.boot_s()
-        for _ in range(min(_TIDIED_AT_ONCE, len(self._order))):
+        count = len(self._order)
+        for _ in range(min(count, max(_TIDIED_AT_ONCE, count // _TIDY_ROUNDS))):
             lease = self._order.popleft()
             if lease.used_at < now - _IDLE_S and lease.asked == lease.answered:
                 if lease.room > 0:
