@@ -43,6 +43,7 @@ from router.flow.observe import Observer
 from router.flow.opening import know_books, open_ledger
 from router.flow.pipeline import Pipeline
 from router.flow.reuse import Reuse
+from router.flow.second_tier import SecondTier
 from router.flow.tasks import Tasks
 from router.hub.spaces import Spaces
 from router.store.open import open_store
@@ -52,6 +53,8 @@ from router.types import Key, KeyLimits, nanousd_of
 # Set by `rungway serve --adopt-state`, for every process that it starts.
 ADOPT_STATE = "RUNGWAY_ADOPT_STATE"
 _HUB_URL = "https://huggingface.co"
+# What waits to be written to the cache's second tier has so long at the end.
+_FLUSH_S = 2.0
 
 Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
 
@@ -81,8 +84,12 @@ async def open_shared(
     except BaseException:
         await store.aclose()
         raise
-    cache = Cache(config.cache.memory_mib << 20, config.cache.ttl_s, store, tasks, time.time)
-    batcher = Batcher(tasks, time.monotonic, shared=config.cache.scope == "shared")
+    tier = None
+    if folder is not None:
+        tier = SecondTier(store, tasks, time.time, is_shared=store.is_shared)
+    cache = Cache(config.cache.memory_mib << 20, config.cache.ttl_s, tier)
+    if tier is not None and tier.is_shared:
+        tasks.spawn(tier.watch_forever(cache.groups, cache.drop_from_memory), "watch the cache")
     return Shared(
         board=Board(time.monotonic, tell=lambda event: events.publish("board", event)),
         store=store,
@@ -91,7 +98,7 @@ async def open_shared(
         keys=keys,
         issuer=Issuer(store, keys, time.time),
         reuse=Reuse(cache, Once(store, ledger, tasks, books.process), ledger, tasks),
-        batches=Batches(batcher),
+        batches=Batches(Batcher(tasks, time.monotonic)),
         observer=Observer(write_line, time.time),
         tasks=tasks,
         clock=time.monotonic,
@@ -109,6 +116,8 @@ def _journals(url: str, environ: Mapping[str, str]) -> Path | None:
 
 async def close_shared(shared: Shared) -> None:
     """Book what is left, once no call is under way."""
+    if (tier := shared.reuse.cache.tier) is not None:
+        await tier.flush(_FLUSH_S)
     await shared.tasks.aclose()
     await shared.books.end()
     await shared.store.aclose()

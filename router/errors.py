@@ -21,6 +21,7 @@ class RouterError(Exception):
 
     `status` is the HTTP status of the answer, `kind` the envelope's `type`, `code` its `code`,
     `param` the offending parameter, `retry_after_s` the seconds to wait (None: unknown).
+    `lacks_money`: the limits of the call's key had a part in it, so another key may fare better.
     """
 
     status = 500
@@ -29,6 +30,7 @@ class RouterError(Exception):
     origin = "router"
     # Most faults may pass; a caller's own mistake does not.
     should_retry = True
+    lacks_money = False
 
     def __init__(
         self,

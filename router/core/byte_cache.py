@@ -125,6 +125,11 @@ class ByteCache(Generic[Value]):
         counts.saved_nanousd += int(saved)
         return found
 
+    def peek(self, cache_key: bytes) -> Value | None:
+        """What lies there, however old, without counting as a use."""
+        row = self._rows.get(cache_key)
+        return None if row is None else self._values[row]
+
     def put(
         self,
         cache_key: bytes,
@@ -175,10 +180,21 @@ class ByteCache(Generic[Value]):
         self.counts.dropped += gone.entries
         return gone.entries
 
+    def groups(self) -> set[str]:
+        """The groups that have entries."""
+        return set(self._live)
+
+    def shrink(self, bytes_max: int, now_s: float) -> None:
+        """Evict until no more bytes than these are left."""
+        while self.counts.bytes > max(0, bytes_max):
+            self._evict(now_s - self.ttl_s)
+
     def clear(self) -> None:
         """Forget all entries; the counts of the past stay."""
-        for cache_key in list(self._keys):
-            self.remove(cache_key)
+        self.counts.entries = self.counts.bytes = 0
+        self._rows, self._keys, self._values = {}, [], []
+        self._figures = array("d")
+        self._groups, self._free_places, self._live = [], [], {}
 
     def _begin(self, name: str) -> _Group:
         if self._free_places:

@@ -74,13 +74,14 @@ def may_cache(body: Json, mode: str) -> bool:
 
 
 def scope_of(key: Key, *, shared: bool) -> bytes:
-    """Whose answers these are, as bytes for the other functions here.
+    """Whose answers these are, as bytes for the other functions here. A session is for a person
+    whom the key's other sessions do not know, so it has its own.
 
     Shared among keys, what a key brings of its own still separates: its tier, since that opens
     rungs, and its own token and account, since a gated model answers to them alone.
     """
     own = [key.tier, key.bill_to, None if key.token is None else _digest(key.token)]
-    return _written([None if shared else key.name, *own])
+    return _written([None if shared else [key.name, key.session], *own])
 
 
 def ladder_of(ladder: Ladder, policy: Policy, backends: Mapping[str, str]) -> bytes:

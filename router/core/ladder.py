@@ -64,6 +64,8 @@ _FRESH = RungView()
 _FOR_GOOD = frozenset(
     {"tier", "unable", "tools", "vision", "json_schema", "prompt_too_long", "too_large", "unpriced"}
 )
+# Why a rung is left out that depends on the limits of the call's key.
+_OF_THE_KEY = frozenset({"budget", "rate", "state", "unpriced"})
 
 
 def plan(
@@ -126,9 +128,14 @@ def describe(steps: Sequence[Step]) -> list[Json]:
 
 
 def no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str = "messages") -> RouterError:
-    """The error for a call that no rung answered.
+    """The error for a call that no rung answered."""
+    error = _no_rung_left(ladder, steps, prompt_param)
+    error.lacks_money = any(step.cause in _OF_THE_KEY for step in steps)
+    return error
 
-    If every rung gives the same reason, that is the answer's: a prompt too long for all is 400
+
+def _no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str) -> RouterError:
+    """If every rung gives the same reason, that is the answer's: a prompt too long for all is 400
     `context_length_exceeded`. Else room that comes back is 429 with the shortest wait, a time limit
     504, and the rest 502.
     """

@@ -119,20 +119,18 @@ def _free(_: Usage) -> int:
 
 
 class Batcher:
-    """`shared`: equal texts of different keys travel once. `clock` gives monotonic seconds."""
+    """`clock` gives monotonic seconds."""
 
     def __init__(
         self,
         tasks: Tasks,
         clock: Callable[[], float],
         *,
-        shared: bool = False,
         batches_in_flight: int = BATCHES_IN_FLIGHT,
         waiting_max: int = WAITING_MAX,
     ) -> None:
         self._tasks = tasks
         self._clock = clock
-        self._shared = shared
         self._batches_in_flight = batches_in_flight
         self._waiting_max = waiting_max
         self._lanes: dict[Hashable, _Lane] = {}
@@ -151,13 +149,15 @@ class Batcher:
         limits: Limits,
         send: Send,
         *,
+        owner: Hashable = None,
         cost: Callable[[Usage], int] = _free,
         tab: Tab | None = None,
     ) -> Embeddings:
         """One vector for each input, in order, with this call's share of the usage.
 
         `lane_key` names all that must be equal for inputs to share a request; `send` puts one such
-        request upstream, `cost` is its price in nano-dollars. Raises what `send` raised, or
+        request upstream, `cost` is its price in nano-dollars. Equal inputs of one `owner` (left
+        out: the key) travel once. Raises what `send` raised, or
         UpstreamBusy where too much waits already.
         """
         lane = self._lanes.get(lane_key)
@@ -168,7 +168,7 @@ class Batcher:
         self.counts.calls += 1
         self.counts.inputs += len(inputs)
         caller = _Caller(len(inputs), send, tab if tab is not None else Tab())
-        owner = "" if self._shared else key_name
+        owner = key_name if owner is None else owner
         for index, value in enumerate(inputs):
             identity = (owner, value if isinstance(value, str) else tuple(value))
             tokens = embeddings.estimate_tokens((value,))

@@ -1,58 +1,52 @@
 """The cache: whole chat answers and single vectors, in memory and behind it in the store.
 
-Memory answers without awaiting. The store is asked for what memory does not have, for at most
-`_ASK_S`, and is left alone for a while once it failed: it is a gain and never a need. What is kept
-is written to it in the background, a bounded number of entries at a time.
+Memory answers without awaiting; `second_tier.py` is asked for what it does not have. Answers and
+vectors share the memory: each may use what the other leaves, and half of it is sure to each.
 
-A group is what is dropped together when a rung turns out to have another model behind it.
+A rung's entries are one group, dropped together when another model turns out to be behind it. What
+was asked before a drop is not kept after it, and an entry of the store that was made under another
+revision than the one that is known now is not used: it may be from before a restart.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from router.core import cache_key
 from router.core.byte_cache import BYTES_OBJECT_BYTES, ByteCache, Counts
 from router.core.cache_key import CacheControl
-from router.errors import StateUnavailable
-from router.flow.tasks import Tasks
-from router.store.base import CacheStore
-from router.types import Call, ChatCall, EmbedCall, Key, Rung, Usage
+from router.flow.second_tier import SecondTier
+from router.types import Call, ChatCall, EmbedCall, Rung, Usage
 
-_log = logging.getLogger("rungway")
-
-_ASK_S = 0.05
-# The store is left alone for so long after it failed or was too slow.
-_AFTER_TROUBLE_S = 5.0
-# Entries that wait to be written to the store; more are kept in memory alone.
-_WRITES_MAX = 4_096
-_WRITTEN_AT_ONCE = 512
 # What a kept answer takes beside its body.
 _ANSWER_BYTES = 400
+_NEVER_S = float("-inf")
 
 
 class Kept(NamedTuple):
-    """A whole chat answer. `made_s` is in unix seconds."""
+    """A whole chat answer. `made_s` is in unix seconds, `nanousd` what it cost."""
 
     body: bytes
     rung: str
     usage: Usage | None
     made_s: float
+    nanousd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of one chat call in the cache, and what its `Cache-Control` allows."""
+    """The place of one chat call in the cache, and what its `Cache-Control` allows. `asked_s`:
+    when it was asked for, in unix seconds."""
 
     key: bytes
     control: CacheControl
+    asked_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +58,15 @@ class CacheRules:
     backends: Mapping[str, str]
 
 
+@dataclass(slots=True)
+class TierCounts:
+    """What the second tier did for one kind of entries."""
+
+    hits: int = 0
+    misses: int = 0
+    saved_nanousd: int = 0
+
+
 class Cache:
     """One process's. `clock` gives unix seconds, since other processes share the store."""
 
@@ -71,32 +74,38 @@ class Cache:
         self,
         memory_bytes_max: int,
         ttl_s: float,
-        store: CacheStore,
-        tasks: Tasks,
-        clock: Callable[[], float],
+        tier: SecondTier | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._answers: ByteCache[Kept] = ByteCache(memory_bytes_max, ttl_s)
         self._vectors: ByteCache[bytes] = ByteCache(memory_bytes_max, ttl_s)
-        self._store = store
-        self._tasks = tasks
-        self._clock = clock
-        self._writes: list[tuple[bytes, bytes, str]] = []
-        self._writing: asyncio.Task[None] | None = None
-        self._store_after = 0.0
-        self.writes_lost = 0
-        self.resize(memory_bytes_max, ttl_s)
+        self.tier = tier
+        self.clock = clock
+        self._bytes_max = memory_bytes_max
+        # When each rung's entries were dropped, and each backend's revision as far as it told one.
+        self._dropped_s: dict[str, float] = {}
+        self._revisions: dict[str, str] = {}
+        self._tier_counts = {"chat": TierCounts(), "embeddings": TierCounts()}
 
     @property
     def is_on(self) -> bool:
-        return self._answers.bytes_max > 0
+        return self._bytes_max > 0
 
     def resize(self, memory_bytes_max: int, ttl_s: float) -> None:
-        """Answers and vectors have half of it each."""
+        """With less memory the least worth goes at once; with none, everything."""
+        self._bytes_max = memory_bytes_max
         for part in (self._answers, self._vectors):
-            part.bytes_max, part.ttl_s = memory_bytes_max // 2, ttl_s
+            part.ttl_s = ttl_s
+            if not memory_bytes_max:
+                part.clear()
+            elif self._bytes() > memory_bytes_max:
+                part.shrink(memory_bytes_max // 2, self.clock())
 
     def counts(self) -> dict[str, Counts]:
         return {"chat": self._answers.counts, "embeddings": self._vectors.counts}
+
+    def tier_counts(self) -> dict[str, TierCounts]:
+        return self._tier_counts
 
     # --- chat -----------------------------------------------------------------------------------
 
@@ -105,36 +114,49 @@ class Cache:
         if not self.is_on or control.no_store or not cache_key.may_cache(call.body, rules.chat):
             return None
         key = cache_key.of_chat(call.body, ladder=_ladder(call, rules), scope=_scope(call, rules))
-        return None if key is None else Slot(key, control)
+        return None if key is None else Slot(key, control, self.clock())
 
     async def find(self, slot: Slot) -> Kept | None:
-        control, now = slot.control, self._clock()
+        control = slot.control
         if control.no_cache:
             return None
-        kept = self._answers.get(slot.key, now, control.max_age_s)
-        if kept is not None:
+        kept = self._answers.get(slot.key, self.clock(), control.max_age_s)
+        if kept is not None or self.tier is None:
             return kept
-        (raw,) = await self._ask((slot.key,))
-        kept = _decoded(raw)
-        if kept is None or kept.made_s <= now - (control.max_age_s or self._answers.ttl_s):
+        (raw,) = await self.tier.ask((slot.key,))
+        found, counts = _read(raw), self._tier_counts["chat"]
+        if found is None or not self._is_good(found, control):
+            counts.misses += 1
             return None
-        self._remember(slot, kept, 0)
+        counts.hits += 1
+        counts.saved_nanousd += found.nanousd
+        kept = Kept(found.body, found.rung, found.usage, found.made_s, found.nanousd)
+        self._remember(slot, kept)
         return kept
 
     def keep(self, slot: Slot, rung: Rung, body: bytes, usage: Usage | None, nanousd: int) -> None:
-        kept = Kept(body, rung.name, usage, self._clock())
-        self._remember(slot, kept, nanousd)
-        self._write(slot.key, _encoded(kept), rung.name)
+        if slot.asked_s <= self._dropped_s.get(rung.name, _NEVER_S):
+            return
+        kept = Kept(body, rung.name, usage, self.clock(), nanousd)
+        self._remember(slot, kept)
+        if self.tier is not None:
+            counts = None
+            if usage is not None:
+                counts = [usage.input_tokens, usage.output_tokens, usage.estimated]
+            entry = self._head(rung.name, kept.made_s, nanousd, counts) + body
+            self.tier.write(slot.key, entry, rung.name, self._answers.ttl_s)
 
-    def _remember(self, slot: Slot, kept: Kept, nanousd: int) -> None:
+    def _remember(self, slot: Slot, kept: Kept) -> None:
+        size = len(kept.body) + _ANSWER_BYTES
+        self._make_room(self._answers, self._vectors, size)
         self._answers.put(
             slot.key,
             kept,
-            len(kept.body) + _ANSWER_BYTES,
+            size,
             made_s=kept.made_s,
-            now_s=self._clock(),
+            now_s=self.clock(),
             group=kept.rung,
-            cost_nanousd=nanousd,
+            cost_nanousd=kept.nanousd,
         )
 
     # --- embeddings -----------------------------------------------------------------------------
@@ -159,38 +181,56 @@ class Cache:
         """The vector of each input that is known, in order."""
         if control.no_cache:
             return [None] * len(keys)
-        now = self._clock()
-        found = self._vectors.get_each(keys, now, control.max_age_s)
+        found = self._vectors.get_each(keys, self.clock(), control.max_age_s)
+        if self.tier is None or None not in found:
+            return found
         missing = [index for index, vector in enumerate(found) if vector is None]
-        if missing and control.max_age_s is None:
-            asked = await self._ask([keys[index] for index in missing])
-            for index, raw in zip(missing, asked, strict=True):
-                kept = _vector_in(raw)
-                if kept is not None:
-                    vector, rung, made_s = kept
-                    found[index] = vector
-                    self._remember_vector(keys[index], vector, rung, made_s, 0)
+        counts = self._tier_counts["embeddings"]
+        asked = await self.tier.ask([keys[index] for index in missing])
+        for index, raw in zip(missing, asked, strict=True):
+            kept = _read(raw)
+            if kept is None or not _is_vector(kept.body) or not self._is_good(kept, control):
+                counts.misses += 1
+                continue
+            counts.hits += 1
+            counts.saved_nanousd += kept.nanousd
+            found[index] = kept.body
+            self._remember_vector(keys[index], kept.body, kept.rung, kept.made_s, kept.nanousd)
         return found
 
     def keep_vectors(
-        self, keys: Sequence[bytes], vectors: Sequence[bytes], rung: Rung, nanousd: int
+        self,
+        keys: Sequence[bytes],
+        vectors: Sequence[bytes],
+        rung: Rung,
+        nanousd: int,
+        asked_s: float,
     ) -> None:
-        now = self._clock()
+        """Keep what was asked for at `asked_s`; an input that is there twice is kept once."""
+        if asked_s <= self._dropped_s.get(rung.name, _NEVER_S):
+            return
+        made_s = self.clock()
         share = nanousd // max(1, len(keys))
-        head = orjson.dumps([rung.name, now]) + b"\n"
+        head = self._head(rung.name, made_s, share)
         for key, vector in zip(keys, vectors, strict=True):
-            self._remember_vector(key, vector, rung.name, now, share)
-            self._write(key, head + vector, rung.name)
+            if self._vectors.peek(key) is vector:
+                # Another caller of the same request was here before.
+                continue
+            self._remember_vector(key, vector, rung.name, made_s, share)
+            if self.tier is not None:
+                self.tier.write(key, head + vector, rung.name, self._vectors.ttl_s)
 
     def _remember_vector(
         self, key: bytes, vector: bytes, rung: str, made_s: float, nanousd: int
     ) -> None:
+        size = len(vector) + BYTES_OBJECT_BYTES
+        self._make_room(self._vectors, self._answers, size)
         self._vectors.put(
             key,
             vector,
-            len(vector) + BYTES_OBJECT_BYTES,
+            size,
             made_s=made_s,
-            now_s=self._clock(),
+            now_s=self.clock(),
             group=rung,
             cost_nanousd=nanousd,
         )
@@ -202,83 +242,94 @@ class Cache:
 
         The store forgets in the background.
         """
-        gone = self._answers.drop(rung) + self._vectors.drop(rung)
-        self._writes = [one for one in self._writes if one[2] != rung]
-        self._tasks.spawn(self._drop_in_store(rung), f"drop what {rung} answered")
+        gone = self.drop_from_memory(rung)
+        if self.tier is not None:
+            self.tier.drop(rung)
         return gone
 
-    async def _drop_in_store(self, rung: str) -> None:
-        try:
-            await self._store.drop_entries(rung)
-        except StateUnavailable as error:
-            _log.error("what %s answered could not be dropped from the store: %s", rung, error)
+    def drop_from_memory(self, rung: str) -> int:
+        self._dropped_s[rung] = self.clock()
+        return self._answers.drop(rung) + self._vectors.drop(rung)
 
-    async def _ask(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        if self._clock() >= self._store_after:
-            try:
-                async with asyncio.timeout(_ASK_S):
-                    return await self._store.get_entries(keys)
-            except (StateUnavailable, TimeoutError):
-                self._store_after = self._clock() + _AFTER_TROUBLE_S
-        return [None] * len(keys)
+    def note_revision(self, backend: str, revision: str) -> bool:
+        """What a backend says of its model; whether it is another one than it said before."""
+        before = self._revisions.get(backend)
+        self._revisions[backend] = revision
+        return before not in (None, revision)
 
-    def _write(self, key: bytes, value: bytes, group: str) -> None:
-        if len(self._writes) >= _WRITES_MAX:
-            self.writes_lost += 1
-            return
-        self._writes.append((key, value, group))
-        if self._writing is None or self._writing.done():
-            self._writing = self._tasks.spawn(self._write_all(), "write the cache")
+    def groups(self) -> set[str]:
+        """The rungs that have entries in memory."""
+        return self._answers.groups() | self._vectors.groups()
 
-    async def _write_all(self) -> None:
-        while self._writes:
-            some, self._writes = self._writes[:_WRITTEN_AT_ONCE], self._writes[_WRITTEN_AT_ONCE:]
-            groups: dict[str, list[tuple[bytes, bytes]]] = {}
-            for key, value, group in some:
-                groups.setdefault(group, []).append((key, value))
-            try:
-                for group, entries in groups.items():
-                    await self._store.put_entries(entries, group=group, ttl_s=self._answers.ttl_s)
-            except StateUnavailable:
-                self.writes_lost += len(some)
+    def _bytes(self) -> int:
+        return self._answers.counts.bytes + self._vectors.counts.bytes
 
+    def _make_room(self, part: ByteCache[Any], other: ByteCache[Any], size: int) -> None:
+        """Let the part have what the other leaves, of which the other gives up what is beyond its
+        half where the part has less than its own."""
+        half = self._bytes_max // 2
+        most = self._bytes_max - other.counts.bytes
+        if most < half and part.counts.bytes + size > most:
+            other.shrink(self._bytes_max - min(half, part.counts.bytes + size), self.clock())
+        part.bytes_max = max(0, self._bytes_max - other.counts.bytes)
 
-def _scope(call: Call, rules: CacheRules) -> bytes:
-    key: Key = call.key
-    return cache_key.scope_of(key, shared=rules.is_shared)
+    def _head(self, rung: str, made_s: float, nanousd: int, usage: Any = None) -> bytes:
+        revision = self._revisions.get(_backend(rung), "")
+        return orjson.dumps([rung, made_s, revision, nanousd, usage]) + b"\n"
 
-
-def _ladder(call: Call, rules: CacheRules) -> bytes:
-    return cache_key.ladder_of(call.ladder, call.policy, rules.backends)
+    def _is_good(self, entry: _Entry, control: CacheControl) -> bool:
+        """Whether what the store has may be used now."""
+        max_age_s = self._answers.ttl_s
+        if control.max_age_s is not None:
+            max_age_s = min(max_age_s, control.max_age_s)
+        known = self._revisions.get(_backend(entry.rung), "")
+        return (
+            entry.made_s > self.clock() - max_age_s
+            and entry.made_s > self._dropped_s.get(entry.rung, _NEVER_S)
+            and (not known or not entry.revision or known == entry.revision)
+        )
 
 
-def _encoded(kept: Kept) -> bytes:
-    usage = kept.usage
-    counts = None if usage is None else [usage.input_tokens, usage.output_tokens, usage.estimated]
-    return orjson.dumps([kept.rung, kept.made_s, counts]) + b"\n" + kept.body
+class _Entry(NamedTuple):
+    """What the store has under one key."""
+
+    rung: str
+    made_s: float
+    revision: str
+    nanousd: int
+    usage: Usage | None
+    body: bytes
 
 
-def _decoded(raw: bytes | None) -> Kept | None:
+def _read(raw: bytes | None) -> _Entry | None:
     """None also where another version wrote something else there."""
     if raw is None:
         return None
     head, _, body = raw.partition(b"\n")
     try:
-        rung, made_s, counts = orjson.loads(head)
+        rung, made_s, revision, nanousd, counts = orjson.loads(head)
         usage = None if counts is None else Usage(*counts)
-        return Kept(body, str(rung), usage, float(made_s))
+        return _Entry(str(rung), float(made_s), str(revision), int(nanousd), usage, body)
     except (ValueError, TypeError):
         return None
 
 
-def _vector_in(raw: bytes | None) -> tuple[bytes, str, float] | None:
-    if raw is None:
-        return None
-    head, _, vector = raw.partition(b"\n")
-    try:
-        rung, made_s = orjson.loads(head)
-        if not vector or len(vector) % array("f").itemsize:
-            return None
-        return vector, str(rung), float(made_s)
-    except (ValueError, TypeError):
-        return None
+def _is_vector(raw: bytes) -> bool:
+    return bool(raw) and len(raw) % array("f").itemsize == 0
+
+
+def rungs_of(backend: str, rungs: Iterable[Rung]) -> list[str]:
+    """The names of a backend's rungs, each once."""
+    return list(dict.fromkeys(rung.name for rung in rungs if rung.backend == backend))
+
+
+def _backend(rung: str) -> str:
+    return rung.partition("/")[0]
+
+
+def _scope(call: Call, rules: CacheRules) -> bytes:
+    return cache_key.scope_of(call.key, shared=rules.is_shared)
+
+
+def _ladder(call: Call, rules: CacheRules) -> bytes:
+    return cache_key.ladder_of(call.ladder, call.policy, rules.backends)

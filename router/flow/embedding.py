@@ -14,19 +14,24 @@ from typing import Any
 from router.backends.base import Backend, EmbedAttempt
 from router.core import jsontext
 from router.core.embeddings import estimate_tokens
-from router.errors import RouterError, UpstreamBroken
-from router.flow.batcher import Batcher, Tab
+from router.errors import RouterError
+from router.flow.batcher import Batcher, Counts, Tab
 from router.flow.cache import Cache
 from router.flow.charge import Charge
 from router.flow.observe import Record
 from router.flow.sink import Provenance, Sink
 from router.types import Answer, EmbedCall, Embeddings, Usage
 
+_ALL = ""
 Put = Callable[[EmbedAttempt], Awaitable[Embeddings]]
 
 
 class Vectors:
-    """A sink for the vectors that were not known; `found` has None for each of them."""
+    """A sink for the vectors that were not known; `found` has None for each of them.
+
+    `is_at_odds`: those known are not of one length with each other, or with what the rung answers
+    now. Nothing was sent then: another model is behind a rung, and all inputs are to be asked for.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,9 @@ class Vectors:
         self._missing = [index for index, vector in enumerate(found) if vector is None]
         self._keys = [keys[index] for index in self._missing]
         self._call = call
+        self._asked_s = cache.clock()
+        self._lengths = {len(vector) for vector in found if vector is not None}
+        self.is_at_odds = len(self._lengths) > 1
         record.inputs = len(found)
         record.cached_inputs = len(found) - len(self._missing)
 
@@ -70,17 +78,14 @@ class Vectors:
         await self._sink.send_embeddings(self._joined((), Usage()), provenance)
 
     async def send_embeddings(self, answer: Embeddings, provenance: Provenance) -> None:
-        known = next((vector for vector in self._found if vector is not None), None)
-        if known is not None and len(known) != len(answer.vectors[0]):
-            if provenance.rung is not None:
-                self._cache.drop(provenance.rung.name)
-            raise UpstreamBroken(
-                "the rung answers with vectors of another length than it did before; what it "
-                "answered before is forgotten: ask again"
-            )
+        if self._lengths - {len(answer.vectors[0])}:
+            self.is_at_odds = True
+            return
         if provenance.rung is not None:
             cost = provenance.cost_nanousd or 0
-            self._cache.keep_vectors(self._keys, answer.vectors, provenance.rung, cost)
+            self._cache.keep_vectors(
+                self._keys, answer.vectors, provenance.rung, cost, self._asked_s
+            )
         await self._sink.send_embeddings(self._joined(answer.vectors, answer.usage), provenance)
 
     async def send_answer(self, answer: Answer, provenance: Provenance) -> None:
@@ -122,11 +127,22 @@ class Batches:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
 
+    @property
+    def counts(self) -> Counts:
+        return self._batcher.counts
+
     async def embed(
-        self, backend: Backend, attempt: EmbedAttempt, charge: Charge, put: Put
+        self,
+        backend: Backend,
+        attempt: EmbedAttempt,
+        charge: Charge,
+        put: Put,
+        *,
+        is_shared: bool,
     ) -> Embeddings:
         """The call's vectors. `put` puts one request upstream; what it used is the charge's,
-        also where it failed. Raises UpstreamError.
+        also where it failed. `is_shared`: equal inputs of all keys travel once. Raises
+        UpstreamError.
         """
         call, tab = attempt.call, Tab()
 
@@ -140,6 +156,7 @@ class Batches:
                 call.inputs,
                 backend.embed_limits,
                 send,
+                owner=_ALL if is_shared else (call.key.name, call.key.session),
                 cost=charge.nanousd_of,
                 tab=tab,
             )

@@ -346,7 +346,9 @@ class Pipeline:
             return vectors
 
         attempt = EmbedAttempt(call, rung, limits.connect_s, self._answer_bytes_max)
-        vectors = await self._batches.embed(backend, attempt, charge, put)
+        vectors = await self._batches.embed(
+            backend, attempt, charge, put, is_shared=self._cache_rules.is_shared
+        )
         provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
         await sink.send_embeddings(vectors, relay.priced(provenance, charge))
 

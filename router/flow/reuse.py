@@ -16,6 +16,7 @@ import orjson
 
 from router.core import replay, sse
 from router.core.cache_key import CacheControl
+from router.errors import RouterError
 from router.flow.cache import Cache, CacheRules, Kept, Slot
 from router.flow.embedding import Vectors
 from router.flow.idempotency import Again, Once
@@ -24,9 +25,11 @@ from router.flow.observe import Record
 from router.flow.sharing import KEPT_BYTES_MAX, Served, SharedSink, Sharing
 from router.flow.sink import Provenance, Sink
 from router.flow.tasks import Tasks
-from router.types import Answer, Call, ChatCall, EmbedCall, Rung
+from router.types import Answer, Call, ChatCall, EmbedCall, Json, Rung, Usage
 
 _ANY_AGE = CacheControl()
+# Whose flight ended in a way that is not for it begins another, and then climbs by itself.
+_FLIGHTS_MAX = 2
 Climb = Callable[[Call, Sink, Record], Awaitable[None]]
 
 
@@ -111,11 +114,17 @@ class Reuse:
         record.cache = "miss"
         found = await self.cache.find_vectors(keys, wishes.control)
         vectors = Vectors(sink, self.cache, call, keys, found, record)
-        rest = vectors.rest
-        if rest is None:
-            await vectors.send_known()
-        else:
+        if not vectors.is_at_odds:
+            rest = vectors.rest
+            if rest is None:
+                await vectors.send_known()
+                return
             await climb(rest, vectors, record)
+        if vectors.is_at_odds:
+            for rung in call.ladder.rungs:
+                self.cache.drop(rung.name)
+            unknown = Vectors(sink, self.cache, call, keys, [None] * len(keys), record)
+            await climb(call, unknown, record)
 
     async def _share(
         self, call: ChatCall, slot: Slot | None, sink: Sink, record: Record, climb: Climb
@@ -123,22 +132,34 @@ class Reuse:
         """Join an identical call in flight, or climb for whoever will join."""
 
         async def work(shared: SharedSink, own: Record) -> None:
-            await climb(call, shared, own)
+            try:
+                await climb(call, shared, own)
+            except RouterError as error:
+                if error.lacks_money:
+                    # The payer's, and maybe not that of another key that shares its cache.
+                    shared.keep_for_payer()
+                raise
             if slot is not None and shared.served is not None:
                 self._keep(slot, call, shared.served, own)
 
         key = _flight_key(call, slot)
         drains = call.key.drains
-        if not await self._sharing.share(key, call, sink, record, work, drains=drains):
-            record.cache = "miss"
-            await climb(call, sink, record)
+        for _ in range(_FLIGHTS_MAX):
+            if await self._sharing.share(key, call, sink, record, work, drains=drains):
+                return
+            record.cache = "bypass" if slot is None else "miss"
+        await climb(call, sink, record)
 
     def _keep(self, slot: Slot, call: ChatCall, served: Served, work: Record) -> None:
-        """Keep what is complete, and not shorter than was asked for because money was short."""
+        """Keep what is complete, not shorter than was asked for because money was short, and an
+        answer that its ladder wants: the last one of an escalation may be the best to be had now.
+        """
         provenance = served.provenance
         if provenance.rung is None or provenance.clamped_to != call.clamped_to:
             return
-        body = served.answer.body if served.answer is not None else _whole(served.frames)
+        if all(attempt.cause for attempt in work.attempts):
+            return
+        body = served.answer.body if served.answer is not None else _whole(served.frames, work)
         if body is not None and len(body) <= KEPT_BYTES_MAX:
             self.cache.keep(slot, provenance.rung, body, work.usage, work.nanousd)
 
@@ -168,7 +189,7 @@ async def _tell(kept: Kept, call: ChatCall, sink: Sink, record: Record) -> bool:
     return True
 
 
-def _whole(frames: bytes | None) -> bytes | None:
+def _whole(frames: bytes | None, work: Record) -> bytes | None:
     """The whole answer that a stream's frames say; None where that would be a guess."""
     if frames is None:
         return None
@@ -179,4 +200,17 @@ def _whole(frames: bytes | None) -> bytes | None:
         answer = replay.whole_of(payloads)
     except ValueError:
         return None
-    return None if answer is None else orjson.dumps(answer)
+    if answer is None:
+        return None
+    if answer.get("usage") is None and work.usage is not None:
+        # The stream was not asked for it, and who is told the answer again may be.
+        answer["usage"] = _usage_field(work.usage)
+    return orjson.dumps(answer)
+
+
+def _usage_field(usage: Usage) -> Json:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }

@@ -8,6 +8,7 @@ to its end for a cache, for a key that drains, or for an Idempotency-Key, whoeve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,10 +19,12 @@ from router.flow.observe import Record
 from router.flow.single_flight import Flight, GoAlone, Seat, SingleFlight
 from router.flow.sink import Provenance, Sink
 from router.flow.tasks import Tasks
-from router.types import Answer, Call, Embeddings
+from router.types import Answer, Call, ChatCall, Embeddings
 
 # A larger answer is neither kept nor told again.
 KEPT_BYTES_MAX = 1 << 20
+# How long work that nobody wants any more may take to settle what it used.
+_SETTLE_S = 1.0
 
 
 class Served(NamedTuple):
@@ -60,10 +63,17 @@ def hand_over(ledger: Ledger) -> Callable[[Payer, Payer], bool]:
 
 
 class SharedSink:
-    """Where the work of a flight puts its answer. What is written is content: it commits."""
+    """Where the work of a flight puts its answer. What is written is content: it commits.
 
-    def __init__(self, flight: SharedFlight, kept_bytes_max: int) -> None:
+    `clamped_to`: as the call is for everybody. An answer that the payer's budget made shorter is
+    for the payer, and one that two rungs gave together is not kept.
+    """
+
+    def __init__(
+        self, flight: SharedFlight, kept_bytes_max: int, clamped_to: int | None = None
+    ) -> None:
         self._flight = flight
+        self._clamped_to = clamped_to
         self._kept: list[bytes] | None = []
         self._kept_bytes = 0
         self._kept_bytes_max = kept_bytes_max
@@ -78,24 +88,25 @@ class SharedSink:
         return False
 
     async def send_answer(self, answer: Answer, provenance: Provenance) -> None:
-        self.is_committed = True
+        self._begin(provenance)
         self.served = Served(provenance, answer)
 
     async def send_embeddings(self, answer: Embeddings, provenance: Provenance) -> None:
-        self.is_committed = True
+        self._begin(provenance)
         self.served = Served(provenance, embeddings=answer)
 
     async def write(self, frames: bytes, provenance: Provenance) -> None:
-        self.is_committed = True
-        self.provenance = provenance
+        self._begin(provenance)
         self._keep(frames)
         await self._flight.write(frames)
 
     async def comment(self, frame: bytes) -> None:
-        """Each seat's own client is told by its own sink that it waits."""
+        with contextlib.suppress(ConnectionError):
+            # A client that has left is its own task's matter.
+            await self._flight.tell(frame)
 
     async def end(self, frames: bytes, provenance: Provenance) -> None:
-        self.is_committed = True
+        self._begin(provenance)
         self._keep(frames)
         kept = None if self._kept is None else b"".join(self._kept)
         self.served = Served(provenance, last_frames=frames, frames=kept)
@@ -107,6 +118,19 @@ class SharedSink:
 
     async def fail(self, error: RouterError) -> None:
         raise error
+
+    def keep_for_payer(self) -> None:
+        """What comes now is for nobody else."""
+        self._flight.send_others_away()
+
+    def _begin(self, provenance: Provenance) -> None:
+        self.is_committed = True
+        before, self.provenance = self.provenance, provenance
+        if before is None:
+            if provenance.clamped_to != self._clamped_to:
+                self.keep_for_payer()
+        elif before.rung != provenance.rung:
+            self._kept = None
 
     def _keep(self, frames: bytes) -> None:
         if self._kept is None:
@@ -153,19 +177,20 @@ class Sharing:
         its end when its callers have left.
         """
         assert record.admission is not None
+        clamped_to = call.clamped_to if isinstance(call, ChatCall) else None
         own = Record(record.call_id, record.route, admission=record.admission, cache=record.cache)
         own.of_call(call)
         payer = Payer(record.admission, call.ladder.name, own)
 
         async def work_for_all(flight: SharedFlight) -> Served | None:
-            shared = SharedSink(flight, KEPT_BYTES_MAX)
+            shared = SharedSink(flight, KEPT_BYTES_MAX, clamped_to)
             flight.notes = shared
             await work(shared, own)
             return shared.served
 
         with self._flights.board(flight_key, payer, work_for_all) as seat:
             if not seat.is_payer:
-                record.cache = "joined"
+                record.cache, payer.record = "joined", None
             try:
                 await follow(seat, sink, record)
             except GoAlone:
@@ -176,6 +201,8 @@ class Sharing:
             except (asyncio.CancelledError, ConnectionError):
                 if drains and seat.is_payer:
                     self._drain(seat, payer)
+                elif seat.is_alone:
+                    await seat.stop(_SETTLE_S)
                 raise
             finally:
                 if seat.is_payer and payer.record is not None:
@@ -206,7 +233,9 @@ async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
     """Carry a flight's answer to this caller. Raises what the work raised, and GoAlone where the
     rest is not for this call.
     """
+    seat.hears = sink.comment
     while frames := await seat.read():
+        seat.hears = None
         _note(seat, record)
         await sink.write(b"".join(frames), _told(seat, _shared(seat).provenance))
     if seat.is_cut:

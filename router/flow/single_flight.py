@@ -86,6 +86,7 @@ class Flight(Generic[Payer, Result]):
         self._task: asyncio.Task[None] | None = None
         self._close: Callable[[], None] = lambda: None
         self.is_over = False
+        self._last_payer: Payer | None = None
         self.error: BaseException | None = None
         self.result: Result | None = None
         # What the work wants its seats to know besides the frames.
@@ -93,8 +94,14 @@ class Flight(Generic[Payer, Result]):
 
     @property
     def payer(self) -> Payer | None:
-        """Who pays now; None: all have left."""
+        """Who pays now, or paid when it ended; None: all had left."""
+        if self.is_over:
+            return self._last_payer
         return self._seats[0].payer if self._seats else None
+
+    @property
+    def seats(self) -> int:
+        return len(self._seats)
 
     @property
     def end(self) -> int:
@@ -149,6 +156,19 @@ class Flight(Generic[Payer, Result]):
         if seat in self._seats:
             self._remove(seat, GoAlone())
 
+    async def stop(self, limit_s: float) -> None:
+        """Cancel the work, and wait until it has put its things in order."""
+        self._close()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=limit_s)
+
+    async def tell(self, words: bytes) -> None:
+        """Something for whoever waits, which is no part of the answer."""
+        for seat in list(self._seats):
+            if seat.hears is not None:
+                await seat.hears(words)
+
     def caught_up(self) -> None:
         """One seat has read all there is."""
         if self._caught_up is not None and not self._caught_up.done():
@@ -200,6 +220,7 @@ class Flight(Generic[Payer, Result]):
             self.error = Draining("Rungway is going down and could not wait for this answer")
         elif (fault := task.exception()) is not None:
             self.error = fault
+        self._last_payer = self.payer
         self.is_over = True
         self._close()
         self._wake()
@@ -217,6 +238,8 @@ class Seat(Generic[Payer, Result]):
         self.payer = payer
         self.position = 0
         self.is_cut = False
+        # Takes what the work says while its callers wait.
+        self.hears: Callable[[bytes], Awaitable[None]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -236,6 +259,14 @@ class Seat(Generic[Payer, Result]):
     @property
     def is_payer(self) -> bool:
         return self._flight.payer is self.payer
+
+    @property
+    def is_alone(self) -> bool:
+        return self._left_at is None and self._flight.seats == 1
+
+    async def stop(self, limit_s: float) -> None:
+        """The caller wants no more, and nobody else does: the work ends first."""
+        await self._flight.stop(limit_s)
 
     async def read(self) -> list[bytes]:
         """All frames that came since the last read, [] at the end. Raises what the work raised, or

@@ -83,12 +83,16 @@ class House:
         self.upstream = Upstream()
 
     def call(
-        self, *texts: str, key: str = "one", tab: Tab | None = None, **limits: int
+        self,
+        *texts: str,
+        key: str = "one",
+        owner: str | None = None,
+        tab: Tab | None = None,
+        **limits: int,
     ) -> asyncio.Task[Embeddings]:
+        send, held = self.upstream.send, Limits(**limits)
         return asyncio.create_task(
-            self.batcher.embed(
-                LANE, key, texts, Limits(**limits), self.upstream.send, cost=cost_of, tab=tab
-            )
+            self.batcher.embed(LANE, key, texts, held, send, owner=owner, cost=cost_of, tab=tab)
         )
 
 
@@ -172,13 +176,13 @@ async def test_equal_texts_of_a_key_travel_once_and_are_paid_in_halves(house: Ho
     assert found[0].usage == Usage(12)
 
 
-async def test_across_keys_only_where_it_is_shared() -> None:
-    house = House(shared=True)
-    calls = [house.call("a", key=key) for key in ("one", "two")]
+async def test_over_keys_only_where_one_owner_is_named(house: House) -> None:
+    calls = [house.call("a", key=key, owner="all") for key in ("one", "two")]
+    calls.append(house.call("a", key="one"))
     await settle()
-    assert house.upstream.requests == [["a"]]
-    await house.upstream.let_go()
-    assert [(await call).usage.input_tokens for call in calls] == [4, 3]
+    assert house.upstream.requests == [["a"], ["a"]]
+    await house.upstream.let_go(2)
+    assert [(await call).usage.input_tokens for call in calls] == [4, 3, 7]
 
 
 async def test_a_lane_of_its_own_for_each_set_of_parameters(house: House) -> None:
