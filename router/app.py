@@ -87,7 +87,13 @@ async def open_shared(
     tier = None
     if folder is not None:
         tier = SecondTier(store, tasks, time.time, is_shared=store.is_shared)
-    cache = Cache(config.cache.memory_mib << 20, config.cache.ttl_s, tier)
+    cache = Cache(
+        config.cache.memory_mib << 20,
+        config.cache.ttl_s,
+        tier,
+        tell=lambda event: events.publish("cache_drop", event),
+    )
+    events.on("cache_drop", cache.hear)
     if tier is not None and tier.is_shared:
         tasks.spawn(tier.watch_forever(cache.groups, cache.drop_from_memory), "watch the cache")
     return Shared(
@@ -170,10 +176,17 @@ def prepare_service(
         pipeline=pipeline,
         backends=backends,
         limits=ServerLimits(server.max_body_mib << 20, server.body_s, server.keepalive_s, images),
+        hub_secret=_hub_secret(server, environ),
         ops_need_key=not (is_loopback(server.host) or server.public_ops),
         decode_tokens=token_decoder(),
         started_at=int(time.time()),
+        cache=shared.reuse.cache,
     )
+
+
+def _hub_secret(server: schema.Server, environ: Mapping[str, str]) -> str | None:
+    reference = server.hub_webhook_secret
+    return None if reference is None else read_secret(reference, environ)
 
 
 def _cache_rules(config: Config) -> CacheRules:

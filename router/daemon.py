@@ -155,7 +155,8 @@ class Daemon:
         for task in self._looking:
             task.cancel()
         every_s = self._config.server.probe_s
-        probes = probe_forever(list(service.backends.values()), self._shared.board, every_s)
+        backends, board = list(service.backends.values()), self._shared.board
+        probes = probe_forever(backends, board, every_s, service.note_probe)
         ladders = list(self._config.ladders.values())
         canaries = service.pipeline.continuity.prove_forever(ladders, every_s)
         spawn = self.tasks.spawn

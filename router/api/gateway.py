@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from router.api import keys, openai, ops, usage
+from router.api import hooks, keys, openai, ops, usage
 from router.api.exchange import Exchange, RequestIds
 from router.api.reply import SERVER_NAME, error_reply, json_reply
 from router.api.routes import Caller, Handler, Route, Routes
@@ -49,6 +49,7 @@ class Gateway:
                 },
                 "/chat/completions": {"POST": Route(openai.chat_completions)},
                 "/embeddings": {"POST": Route(openai.create_embeddings)},
+                "/hooks/hub": {"POST": Route(hooks.hub, Caller.ANYBODY)},
                 "/models": {"GET": Route(openai.list_models)},
                 "/models/*": {"GET": Route(openai.get_model)},
                 "/health": {"GET": Route(ops.health, Caller.OPERATOR)},

@@ -22,7 +22,10 @@ from prometheus_client.registry import Collector
 from router import __version__
 from router.api.service import Shared
 from router.core import samples
+from router.core.accounts import to_usd
 from router.core.samples import Families, counter, gauge
+from router.flow.batcher import Counts
+from router.flow.cache import Cache
 from router.flow.events import Gathered
 from router.flow.observe import DURATION_BUCKETS_S, TOKEN_BUCKETS, GenAiCounts, Histogram
 from router.types import Json, Ladder
@@ -94,6 +97,8 @@ def families(shared: Shared, ladders: Mapping[str, Ladder]) -> Families:
             },
             "min",
         ),
+        *_cache(shared.reuse.cache),
+        *_batches(shared.batches.counts),
     ]
 
 
@@ -125,6 +130,75 @@ class _Collector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return map(_metric, self._families)
+
+
+def _cache(cache: Cache) -> Families:
+    """What the cache did, by kind of entry, and where: in memory, or in the state's store."""
+    lookups, removed, saved = {}, {}, {}
+    for kind, one in cache.counts().items():
+        behind = cache.tier_counts()[kind]
+        lookups[kind, "memory", "hit"], lookups[kind, "memory", "miss"] = one.hits, one.misses
+        lookups[kind, "store", "hit"], lookups[kind, "store", "miss"] = behind.hits, behind.misses
+        removed[kind, "evicted"], removed[kind, "expired"] = one.evictions, one.expired
+        removed[kind, "dropped"] = one.dropped
+        saved[(kind,)] = to_usd(one.saved_nanousd + behind.saved_nanousd)
+    held = {(kind,): one for kind, one in cache.counts().items()}
+    return [
+        counter(
+            "rungway_cache_lookups",
+            "Chat answers and single embeddings inputs that were looked for.",
+            ("kind", "tier", "result"),
+            lookups,
+        ),
+        gauge(
+            "rungway_cache_entries",
+            "Entries in memory.",
+            ("kind",),
+            {kind: one.entries for kind, one in held.items()},
+        ),
+        gauge(
+            "rungway_cache_bytes",
+            "What the entries in memory take.",
+            ("kind",),
+            {kind: one.bytes for kind, one in held.items()},
+        ),
+        counter(
+            "rungway_cache_removed",
+            "Entries that left memory: for want of room, of age, or as another model answers now.",
+            ("kind", "why"),
+            removed,
+        ),
+        counter(
+            "rungway_cache_saved_usd",
+            "What the answers cost when they were made that were used again.",
+            ("kind",),
+            saved,
+        ),
+        counter(
+            "rungway_cache_writes_lost",
+            "Entries that could not be written to the store.",
+            (),
+            {(): cache.tier.writes_lost if cache.tier is not None else 0},
+        ),
+    ]
+
+
+def _batches(counts: Counts) -> Families:
+    """How well embeddings were put together: inputs for each request, and how many went at all."""
+    return [
+        counter(
+            "rungway_embeddings_inputs",
+            "Inputs that no cache had: asked for by callers, and sent upstream.",
+            ("which",),
+            {("asked",): counts.inputs, ("sent",): counts.sent},
+        ),
+        counter(
+            "rungway_embeddings_requests",
+            "Requests upstream that the inputs went in, for how many calls' sake.",
+            ("which",),
+            {("calls",): counts.calls, ("requests",): counts.requests},
+        ),
+    ]
 
 
 def _gen_ai(counts: GenAiCounts) -> Families:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from router.api.guard import Guard
-from router.backends.base import Backend
+from router.backends.base import Backend, Probe
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
 from router.flow.board import Board
+from router.flow.cache import Cache
 from router.flow.embedding import Batches
 from router.flow.events import Events
 from router.flow.issuing import Issuer
@@ -48,9 +49,18 @@ class Service:
     pipeline: Pipeline
     backends: Mapping[str, Backend]
     limits: ServerLimits
+    hub_secret: str | None
     ops_need_key: bool
     decode_tokens: DecodeTokens | None
     started_at: int
+    cache: Cache
+
+    def note_probe(self, backend: str, probe: Probe) -> None:
+        """Whatever an old revision of the backend's model answered is of no use any more."""
+        if probe.revision:
+            ladders = self.names.ladders.values()
+            rungs = {rung.name for one in ladders for rung in one.rungs if rung.backend == backend}
+            self.cache.note_revision(backend, probe.revision, rungs)
 
 
 @dataclass(slots=True)

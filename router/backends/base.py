@@ -83,12 +83,16 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe found: `models` and `prices` map a model's name to what is said of it."""
+    """What a probe found: `models` and `prices` map a model's name to what is said of it.
+
+    `revision`: of the one model that is served, "" where the server does not say.
+    """
 
     state: State
     reason: str = ""
     models: Mapping[str, Abilities] = field(default_factory=dict)
     prices: Mapping[str, Price] = field(default_factory=dict)
+    revision: str = ""
 
 
 class Backend(Protocol):

@@ -100,7 +100,7 @@ class TeiBackend:
         models = dict.fromkeys(info.models, info.abilities)
         if status != 200:
             return Probe(State.DOWN, f"/health answered {status}", models)
-        return Probe(State.UP, info.complaint or "", models)
+        return Probe(State.UP, info.complaint or "", models, revision=info.revision)
 
     async def aclose(self) -> None:
         """The client belongs to the composition root."""

@@ -79,7 +79,8 @@ class TgiBackend:
             status, _, body = await self._fetch("/info")
             if status != 200:
                 return Probe(State.DOWN, f"/info answered {status}: is this a TGI server?")
-            models = tgi.abilities_in(_parsed(body))
+            info = _parsed(body)
+            models = tgi.abilities_in(info)
             if models is None:
                 return Probe(State.DOWN, "/info is not TGI's: is this another kind of server?")
             status, _, _ = await self._fetch("/health")
@@ -87,7 +88,7 @@ class TgiBackend:
             return Probe(State.DOWN, error.message)
         if status != 200:
             return Probe(State.DOWN, f"/health answered {status}", models)
-        return Probe(State.UP, models=models)
+        return Probe(State.UP, models=models, revision=tgi.revision_in(info))
 
     async def aclose(self) -> None:
         """The client belongs to the composition root."""

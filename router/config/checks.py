@@ -177,6 +177,11 @@ def check_token(
         return None
 
 
+def check_hub_secret(server: schema.Server, environ: Mapping[str, str], report: Report) -> None:
+    path: Path = ("server", "hub_webhook_secret")
+    check_token(server.hub_webhook_secret, path, environ, report, "remove this setting")
+
+
 def check_references(name: str, table: Any, backends: Mapping[str, object], report: Report) -> None:
     """Each rung's backend exists. On the file's own table, so that no other fault hides it."""
     rungs = table.get("rungs") if isinstance(table, dict) else None

@@ -185,6 +185,7 @@ class _Reader:
             for name in self._named("keys", schema.KeyName)
         }
         checks.check_server(server, report)
+        checks.check_hub_secret(server, self._environ, report)
         state = checks.check_state(state, server.workers, self._environ, report)
         for name, backend in backends.items():
             if backend is not None:

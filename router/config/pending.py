@@ -9,13 +9,7 @@ from __future__ import annotations
 
 from router.config.locate import Path
 
-_CACHE = "this version keeps no cache: every call goes upstream"
-
 PENDING: dict[str, str] = {
-    "cache.memory_mib": _CACHE,
-    "cache.ttl_s": _CACHE,
-    "cache.scope": _CACHE,
-    "cache.chat": _CACHE,
     "backends.*.usd_per_hour": "this version does not weigh an endpoint's price by the hour",
 }
 

@@ -123,6 +123,7 @@ class Server(Section, frozen=True, kw_only=True):
     allowed_hosts: tuple[Host, ...] = ()
     open_usd_per_day: Usd = 1.0
     public_ops: bool = False
+    hub_webhook_secret: Token | None = None
 
 
 class State(Section, frozen=True, kw_only=True):

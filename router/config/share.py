@@ -2,7 +2,7 @@
 
 The shares of all workers add up to the limit exactly, but nobody's is less than one: a limit lower
 than the number of workers is passed by as much, and `checks.warn_of_shares` says so. Which limits:
-a rung's places, a ladder's queues, the client connections.
+a rung's places, a ladder's queues, the client connections, the cache's memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def share_of(config: Config, index: int, workers: int) -> Config:
     connections = share(config.server.max_connections, index, workers)
     ladders = {name: _ladder(ladder, index, workers) for name, ladder in config.ladders.items()}
     server = msgspec.structs.replace(config.server, max_connections=connections)
-    return replace(config, server=server, ladders=ladders)
+    memory = share(config.cache.memory_mib, index, workers)
+    cache = msgspec.structs.replace(config.cache, memory_mib=memory)
+    return replace(config, server=server, ladders=ladders, cache=cache)
 
 
 def share(limit: int, index: int, workers: int) -> int:

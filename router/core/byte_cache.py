@@ -72,6 +72,8 @@ class ByteCache(Generic[Value]):
 
     def __init__(self, bytes_max: int, ttl_s: float) -> None:
         self.bytes_max = bytes_max
+        # Where the bound moves, one entry's share is of something else.
+        self.entry_bytes_max: int | None = None
         self.ttl_s = ttl_s
         self.counts = Counts()
         self._rows: dict[bytes, int] = {}
@@ -148,7 +150,9 @@ class ByteCache(Generic[Value]):
         self.remove(cache_key)
         size = value_bytes + ENTRY_BYTES
         oldest_s = now_s - self.ttl_s
-        if size > self.bytes_max // _SHARE_MAX or made_s <= oldest_s:
+        share = self.entry_bytes_max
+        most = self.bytes_max // _SHARE_MAX if share is None else min(share, self.bytes_max)
+        if size > most or made_s <= oldest_s:
             return False
         self._sweep(oldest_s)
         while self.counts.bytes + size > self.bytes_max:

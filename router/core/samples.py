@@ -16,7 +16,7 @@ from router.types import Json
 Families = list[Json]
 
 
-def counter(name: str, words: str, labels: Sequence[str], values: Mapping[Any, int]) -> Json:
+def counter(name: str, words: str, labels: Sequence[str], values: Mapping[Any, float]) -> Json:
     """`values` is by the tuple of label values."""
     return _family("counter", name, words, labels, values.items())
 

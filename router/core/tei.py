@@ -50,6 +50,7 @@ class Info:
     models: tuple[str, ...]
     limits: Limits
     abilities: Abilities
+    revision: str = ""
 
     @property
     def complaint(self) -> str | None:
@@ -73,7 +74,9 @@ def info_in(value: Any) -> Info | None:
         _count(value.get("max_concurrent_requests"), _PERMITS),
     )
     context = _count(value.get("max_input_length"), 0) or None
-    return Info(task.lower(), tuple(names), limits, Abilities(context=context))
+    sha = value.get("model_sha")
+    revision = sha if isinstance(sha, str) else ""
+    return Info(task.lower(), tuple(names), limits, Abilities(context=context), revision)
 
 
 def batch_limit_in(message: str) -> int | None:

@@ -209,6 +209,12 @@ def abilities_in(info: Any) -> dict[str, Abilities] | None:
     return {info["model_id"]: able, BASE_MODEL: able}
 
 
+def revision_in(info: Any) -> str:
+    """The revision of the model, "" where `/info` names none: of a folder, for one."""
+    sha = info.get("model_sha") if isinstance(info, dict) else None
+    return sha if isinstance(sha, str) else ""
+
+
 def _unable_tools(body: Json) -> str | None:
     tools = body.get("tools") or ()
     for tool in _dicts(tools):

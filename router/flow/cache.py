@@ -10,6 +10,7 @@ revision than the one that is known now is not used: it may be from before a res
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +20,17 @@ from typing import Any, NamedTuple
 import orjson
 
 from router.core import cache_key
-from router.core.byte_cache import BYTES_OBJECT_BYTES, ByteCache, Counts
+from router.core.byte_cache import BYTES_OBJECT_BYTES, ENTRY_BYTES, ByteCache, Counts
 from router.core.cache_key import CacheControl
 from router.flow.second_tier import SecondTier
-from router.types import Call, ChatCall, EmbedCall, Rung, Usage
+from router.types import Call, ChatCall, EmbedCall, Json, Rung, Usage
+
+_log = logging.getLogger("rungway")
 
 # What a kept answer takes beside its body.
 _ANSWER_BYTES = 400
+# One entry must not empty the cache.
+_ENTRIES_MIN = 16
 _NEVER_S = float("-inf")
 
 
@@ -68,7 +73,10 @@ class TierCounts:
 
 
 class Cache:
-    """One process's. `clock` gives unix seconds, since other processes share the store."""
+    """One process's. `clock` gives unix seconds, since other processes share the store.
+
+    `tell` hears what the caches of other workers should know, to be given to their `hear`.
+    """
 
     def __init__(
         self,
@@ -76,16 +84,19 @@ class Cache:
         ttl_s: float,
         tier: SecondTier | None = None,
         clock: Callable[[], float] = time.time,
+        tell: Callable[[Json], None] = lambda event: None,
     ) -> None:
         self._answers: ByteCache[Kept] = ByteCache(memory_bytes_max, ttl_s)
         self._vectors: ByteCache[bytes] = ByteCache(memory_bytes_max, ttl_s)
         self.tier = tier
         self.clock = clock
-        self._bytes_max = memory_bytes_max
+        self._tell = tell
+        self._bytes_max = 0
         # When each rung's entries were dropped, and each backend's revision as far as it told one.
         self._dropped_s: dict[str, float] = {}
         self._revisions: dict[str, str] = {}
         self._tier_counts = {"chat": TierCounts(), "embeddings": TierCounts()}
+        self.resize(memory_bytes_max, ttl_s)
 
     @property
     def is_on(self) -> bool:
@@ -96,6 +107,7 @@ class Cache:
         self._bytes_max = memory_bytes_max
         for part in (self._answers, self._vectors):
             part.ttl_s = ttl_s
+            part.entry_bytes_max = memory_bytes_max // _ENTRIES_MIN
             if not memory_bytes_max:
                 part.clear()
             elif self._bytes() > memory_bytes_max:
@@ -237,25 +249,35 @@ class Cache:
 
     # --- both -----------------------------------------------------------------------------------
 
-    def drop(self, rung: str) -> int:
-        """Forget what this rung answered: another model is behind it. Entries in memory that were.
-
-        The store forgets in the background.
+    def drop(self, *rungs: str) -> None:
+        """Forget what these rungs answered, here and in the other workers: another model is behind
+        them. The store forgets in the background.
         """
-        gone = self.drop_from_memory(rung)
-        if self.tier is not None:
-            self.tier.drop(rung)
-        return gone
+        if rungs:
+            self._drop(rungs)
+            self._tell({"rungs": list(rungs)})
+
+    def hear(self, event: Json) -> None:
+        """What another worker's cache dropped."""
+        self._drop(event["rungs"])
+
+    def _drop(self, rungs: Iterable[str]) -> None:
+        for rung in rungs:
+            self.drop_from_memory(rung)
+            if self.tier is not None:
+                self.tier.drop(rung)
 
     def drop_from_memory(self, rung: str) -> int:
         self._dropped_s[rung] = self.clock()
         return self._answers.drop(rung) + self._vectors.drop(rung)
 
-    def note_revision(self, backend: str, revision: str) -> bool:
-        """What a backend says of its model; whether it is another one than it said before."""
+    def note_revision(self, backend: str, revision: str, rungs: Iterable[str]) -> None:
+        """What a backend says of its model; these rungs are the backend's."""
         before = self._revisions.get(backend)
         self._revisions[backend] = revision
-        return before not in (None, revision)
+        if before is not None and before != revision:
+            _log.info("%s has another revision of its model: %s", backend, revision)
+            self._drop(rungs)
 
     def groups(self) -> set[str]:
         """The rungs that have entries in memory."""
@@ -268,9 +290,9 @@ class Cache:
         """Let the part have what the other leaves, of which the other gives up what is beyond its
         half where the part has less than its own."""
         half = self._bytes_max // 2
-        most = self._bytes_max - other.counts.bytes
-        if most < half and part.counts.bytes + size > most:
-            other.shrink(self._bytes_max - min(half, part.counts.bytes + size), self.clock())
+        wanted, most = part.counts.bytes + size + ENTRY_BYTES, self._bytes_max - other.counts.bytes
+        if most < half and wanted > most:
+            other.shrink(self._bytes_max - min(half, wanted), self.clock())
         part.bytes_max = max(0, self._bytes_max - other.counts.bytes)
 
     def _head(self, rung: str, made_s: float, nanousd: int, usage: Any = None) -> bytes:
@@ -316,11 +338,6 @@ def _read(raw: bytes | None) -> _Entry | None:
 
 def _is_vector(raw: bytes) -> bool:
     return bool(raw) and len(raw) % array("f").itemsize == 0
-
-
-def rungs_of(backend: str, rungs: Iterable[Rung]) -> list[str]:
-    """The names of a backend's rungs, each once."""
-    return list(dict.fromkeys(rung.name for rung in rungs if rung.backend == backend))
 
 
 def _backend(rung: str) -> str:

@@ -8,6 +8,7 @@ of one rung has nobody to agree with and is not asked.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from router.backends.base import Backend, EmbedAttempt
@@ -19,9 +20,13 @@ _COOL_S = 300.0
 
 
 class Canaries:
-    """The references of one configuration, and which rungs agreed with theirs."""
+    """The references of one configuration, and which rungs agreed with theirs. `changed` hears of a
+    rung that answers with other vectors than it did before.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[str], None]) -> None:
+        self._changed = changed
+        self._last: dict[str, list[bytes]] = {}
         self._references: dict[str, list[bytes]] = {}
         self._agreed: set[str] = set()
         self._asking: dict[str, asyncio.Lock] = {}
@@ -43,6 +48,10 @@ class Canaries:
         rung, space = attempt.rung, _space(attempt.call.ladder)
         call = replace(attempt.call, inputs=list(canary.TEXTS), dimensions=None, extra={})
         answer = await backend.embed(replace(attempt, call=call))
+        before = self._last.get(rung.name, answer.vectors)
+        self._last[rung.name] = answer.vectors
+        if canary.difference(before, answer.vectors) is not None:
+            self._changed(rung.name)
         reference = self._references.setdefault(space, answer.vectors)
         found = canary.difference(reference, answer.vectors)
         if found is not None:

@@ -45,6 +45,8 @@ DURATION_BUCKETS_S = (
 # The same conventions' buckets for tokens: 1, 4, 16, … 67108864.
 TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
 
+# How a call is answered for which no model was asked.
+_WITHOUT_MODEL = frozenset({"hit", "joined"})
 # A client may ask for a path of any length.
 _ROUTE_CHARS_MAX = 200
 # Outcomes are words of ours, but the code of an error may have come from further away.
@@ -184,7 +186,7 @@ class Observer:
             self.tokens[record.ladder, rung, "input"] += record.usage.input_tokens
             self.tokens[record.ladder, rung, "output"] += record.usage.output_tokens
         last = record.rung or (record.attempts[-1].rung if record.attempts else None)
-        if last is not None:
+        if last is not None and (record.attempts or record.cache not in _WITHOUT_MODEL):
             self.gen_ai.count(record, last, outcome)
 
     def _line(self, record: Record, rung: str) -> bytes:
@@ -206,6 +208,8 @@ class Observer:
             "cache": record.cache,
             "total_ms": round(record.total_s * 1000, 3),
         }
+        if record.inputs:
+            line["inputs"], line["cached_inputs"] = record.inputs, record.cached_inputs
         if record.first_token_s is not None:
             line["first_token_ms"] = round(record.first_token_s * 1000, 3)
         if record.usage is not None:

@@ -75,7 +75,7 @@ class Pipeline:
         self._observer = observer
         self._clock = clock
         self._answer_bytes_max = answer_bytes_max
-        self._canaries = Canaries()
+        self._canaries = Canaries(reuse.cache.drop)
         self._hedge_budgets: dict[str, RetryBudget] = {}
         self._serving: set[asyncio.Task[object]] = set()
         self._is_ending = False

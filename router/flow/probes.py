@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from router.backends.base import Backend, Probe, State
 from router.errors import RouterError
@@ -14,16 +14,23 @@ _log = logging.getLogger("rungway")
 _PROBE_LIMIT_S = 15.0
 
 
-async def probe_forever(backends: Iterable[Backend], board: Board, every_s: float) -> None:
-    """Probe all backends at once, again and again, until cancelled."""
+async def probe_forever(
+    backends: Iterable[Backend],
+    board: Board,
+    every_s: float,
+    found: Callable[[str, Probe], None],
+) -> None:
+    """Probe all backends at once, again and again, until cancelled; `found` hears of each."""
     backends = list(backends)
     while True:
-        await probe_all(backends, board)
+        probes = await probe_all(backends, board)
+        for backend, probe in zip(backends, probes, strict=True):
+            found(backend.name, probe)
         await asyncio.sleep(every_s)
 
 
-async def probe_all(backends: Iterable[Backend], board: Board) -> None:
-    await asyncio.gather(*(probe_one(backend, board) for backend in backends))
+async def probe_all(backends: Iterable[Backend], board: Board) -> list[Probe]:
+    return await asyncio.gather(*(probe_one(backend, board) for backend in backends))
 
 
 async def probe_one(backend: Backend, board: Board) -> Probe:

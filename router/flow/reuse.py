@@ -121,8 +121,7 @@ class Reuse:
                 return
             await climb(rest, vectors, record)
         if vectors.is_at_odds:
-            for rung in call.ladder.rungs:
-                self.cache.drop(rung.name)
+            self.cache.drop(*(rung.name for rung in call.ladder.rungs))
             unknown = Vectors(sink, self.cache, call, keys, [None] * len(keys), record)
             await climb(call, unknown, record)
 

@@ -78,7 +78,7 @@ def test_it_loads_with_every_setting_brought_in(tmp_path: Path) -> None:
     token = tmp_path / "local.token"
     token.write_text("t")
     text = WHOLE.replace("/etc/rungway/local.token", str(token))
-    names = ("HF_TOKEN", "TGI_API_KEY", "TEI_API_KEY", "ALICE_HF_TOKEN")
+    names = ("HF_TOKEN", "TGI_API_KEY", "TEI_API_KEY", "ALICE_HF_TOKEN", "HUB_WEBHOOK_SECRET")
     config = parse(text, "example", dict.fromkeys(names, "t"))
     (key,) = config.keys.values()
     assert key.limits.concurrent == 8

@@ -20,10 +20,6 @@ rungs = [{ backend = "b", model = "m" }]
 ENDPOINT = '[backends.b]\nkind = "inference-endpoint"\nurl = "https://x.example"\n'
 
 SET = {
-    "cache.memory_mib": "[cache]\nmemory_mib = 1",
-    "cache.ttl_s": "[cache]\nttl_s = 1",
-    "cache.scope": '[cache]\nscope = "shared"',
-    "cache.chat": '[cache]\nchat = "off"',
     "backends.*.usd_per_hour": f"{ENDPOINT}usd_per_hour = 1",
 }
 
@@ -49,7 +45,6 @@ def test_every_pattern_names_a_setting_of_the_schema(pattern: str) -> None:
     kinds: dict[str, list[type[schema.Section]]] = {
         "server": [schema.Server],
         "state": [schema.State],
-        "cache": [schema.Cache],
         "backends": [schema.EndpointBackend],
         "ladders": [schema.Ladder],
         "keys": [schema.Key, schema.Limits],

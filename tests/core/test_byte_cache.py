@@ -128,8 +128,22 @@ def test_removed_and_cleared(cache: ByteCache[bytes]) -> None:
     cache.remove(NAMES[0])
     cache.remove(NAMES[0])
     assert there(cache) == [1, 2]
+    assert (cache.peek(NAMES[1]), cache.peek(NAMES[0])) == (NAMES[1], None)
+    assert cache.groups() == {"group 0"}
     cache.clear()
-    assert (len(cache), cache.counts.bytes) == (0, 0)
+    assert (len(cache), cache.counts.bytes, cache.groups()) == (0, 0, set())
+    assert put(cache, NAMES[0])
+    assert there(cache) == [0]
+
+
+def test_shrunk_until_so_much_is_left(cache: ByteCache[bytes]) -> None:
+    for at in range(8):
+        put(cache, NAMES[at], cost=at)
+    cache.shrink(3 * (100 + ENTRY_BYTES), 0.0)
+    assert len(cache) == 3
+    assert cache.counts.evictions == 5
+    cache.shrink(-1, 0.0)
+    assert len(cache) == 0
 
 
 class Against(RuleBasedStateMachine):
@@ -211,3 +225,10 @@ def test_the_bound_is_true(value_bytes: int) -> None:
         assert cache.counts.evictions > 0
     finally:
         tracemalloc.stop()
+
+
+def test_the_share_of_an_entry_where_the_bound_moves(cache: ByteCache[bytes]) -> None:
+    cache.entry_bytes_max = 5_000
+    assert put(cache, NAMES[0], 2_000)
+    cache.bytes_max = 1_000
+    assert not put(cache, NAMES[1], 2_000)
