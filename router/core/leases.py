@@ -84,7 +84,8 @@ class Lease:
 
     Only the ledger changes it, by synchronous calls. `free` and `settled` are as the store said
     last; `asked` is the number of the last ask sent, `answered` of the last answer taken. With less
-    room than `low` it is time to ask for the next block.
+    room than `low` it is time to ask for the next block. `users`: how many hold on to this
+    object, since an account may have only one.
     """
 
     account: Account
@@ -99,6 +100,7 @@ class Lease:
     low: int = 0
     used_at: float = 0.0
     answered_at: float = 0.0
+    users: int = 0
 
     @property
     def room(self) -> int:

@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 
 from router.core import accounts
 from router.core.accounts import Meter
@@ -29,6 +29,8 @@ from router.types import Key, Price, Rung, Usage
 _FREE = Price(0, 0)
 # What a refused caller is told to wait where the amount is only in the hands of other calls.
 _IN_USE_S = 1.0
+# Of a hundred thousand purses; so that the loop does not stand still for all of them.
+_LOOKED_AT_MAX = 2_000
 
 
 @dataclass(slots=True)
@@ -266,7 +268,7 @@ class Ledger:
         if purse is None:
             purse = self._purses[owner] = Purse(key)
             purse.open(key, now_s, self._books.lease)
-        elif now_s >= purse.until or now_s < purse.day or purse.key is not key:
+        elif not purse.since <= now_s < purse.until or purse.key is not key:
             purse.open(key, now_s, self._books.lease)
         purse.used_at = now_s
         return purse
@@ -280,11 +282,15 @@ class Ledger:
         return found
 
     def forget_idle(self, idle_s: float) -> None:
-        """Drop the purses that nobody used for so long: they are made again at the next call."""
+        """Drop the purses that nobody used for so long, of some that are looked at in turn: they
+        are made again at the next call."""
         horizon = self.now_s() - idle_s
-        for owner, purse in list(self._purses.items()):
-            if not purse.in_flight and purse.used_at < horizon:
-                del self._purses[owner]
+        for owner, purse in list(islice(self._purses.items(), _LOOKED_AT_MAX)):
+            del self._purses[owner]
+            if purse.in_flight or purse.used_at >= horizon:
+                self._purses[owner] = purse
+            else:
+                purse.close()
 
     def refusal(self, key: Key, price: Price | None, input_tokens: int) -> RouterError | None:
         """Why this key cannot pay for such a prompt here, as far as is known; advice for plans."""

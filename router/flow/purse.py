@@ -72,6 +72,7 @@ class Purse:
         "money",
         "requests",
         "rows",
+        "since",
         "tokens",
         "until",
         "used_at",
@@ -79,6 +80,7 @@ class Purse:
 
     def __init__(self, key: Key) -> None:
         self.key = key
+        self.since = 0
         self.until = 0.0
         self.day = 0
         self.in_flight = 0
@@ -92,23 +94,32 @@ class Purse:
 
     def open(self, key: Key, now_s: float, lease: Callable[[Account, int], Lease]) -> None:
         """Take the leases of the windows that `now_s` (unix seconds) falls in."""
+        self.close()
         self.key = key
         self.day = day_of(now_s)
         self.rows = {}
-        ends = [float(self.day + 86_400)]
+        starts, ends = [self.day], [float(self.day + 86_400)]
         found: dict[Meter, list[Lease]] = {}
         for owner, meter, limit in limits_of(key):
             start = window_start(meter, now_s)
             end = window_end(meter, start)
             if end is not None:
+                starts.append(start)
                 ends.append(float(end))
             found.setdefault(meter, []).append(lease(Account(owner, meter, start), limit))
-        self.until = min(ends)
+        self.since, self.until = max(starts), min(ends)
         self.money = _of(found, USD_METERS)
         self.tokens = _of(found, TOKEN_METERS)
         self.requests = next(iter(found.get(Meter.REQUESTS_MINUTE, ())), None)
         self.concurrent = next(iter(found.get(Meter.CONCURRENT, ())), None)
         self.gates = tuple(one for one in (self.requests, self.concurrent) if one is not None)
+        for one in self.leases():
+            one.users += 1
+
+    def close(self) -> None:
+        """Let go of the leases, which may be forgotten then."""
+        for one in self.leases():
+            one.users -= 1
 
     def row(self, ladder: str, rung: str) -> Row | None:
         return self.rows.get((ladder, rung))

@@ -33,9 +33,10 @@ _HEARTBEAT_S = 5.0
 _AFTER_TROUBLE_S = 0.5
 # A block that nobody drew on for so long goes back, for other processes to use.
 _IDLE_S = 5.0
-# In one exchange; the rest goes with the next.
-_ASKS_MAX = 2_000
-_ROWS_MAX = 5_000
+# In one exchange, so that nobody who comes meanwhile waits for long; the rest goes with the next.
+_AT_ONCE_MAX = 1_000
+# Of what can wait, where somebody waits.
+_BESIDE_MAX = 100
 # Leases that are looked at in each round, or as many that all had their turn after some rounds.
 _TIDIED_AT_ONCE = 1_000
 _TIDY_ROUNDS = 30
@@ -77,6 +78,7 @@ class Books:
         self._ask_after = 0.0
         self._waiting: deque[tuple[asyncio.Future[None], Wants]] = deque()
         self._wake = asyncio.Event()
+        self._has_more = False
         self._order: deque[Lease] = deque()
         self._row_order: deque[Row] = deque()
         self._rows_of: dict[str, list[Row]] = {}
@@ -224,7 +226,7 @@ class Books:
             for answered in served:
                 if not answered.done():
                     answered.set_result(None)
-        if self._waiting or len(self._due) > _ASKS_MAX or len(self._unreported) > _ROWS_MAX:
+        if self._waiting or (self._has_more and not self.trouble):
             # More than one exchange carries: the next goes at once.
             self._wake.set()
 
@@ -232,7 +234,7 @@ class Books:
         """Who is served by the next exchange, the longest waiting first, and what they need."""
         served: list[asyncio.Future[None]] = []
         needs: dict[Account, int] = {}
-        while self._waiting and len(needs) < _ASKS_MAX:
+        while self._waiting and len(needs) < _AT_ONCE_MAX:
             answered, wants = self._waiting.popleft()
             if answered.done():
                 continue
@@ -242,7 +244,9 @@ class Books:
         return served, needs
 
     async def _exchange(self, needs: Mapping[Account, int]) -> None:
-        asks, rows = self._asks(needs), self._reports()
+        beside = _BESIDE_MAX if needs else _AT_ONCE_MAX
+        self._has_more = len(self._due) > len(needs) + beside or len(self._unreported) > beside
+        asks, rows = self._asks(needs, beside), self._reports(beside)
         asked_at = self.boot_s()
         try:
             answer = await self._store.sync(self.process, asks, rows)
@@ -275,20 +279,26 @@ class Books:
             if row is not None and row.totals() == totals:
                 del self._unreported[key]
 
-    def _asks(self, needs: Mapping[Account, int]) -> list[Ask]:
+    def _asks(self, needs: Mapping[Account, int], beside: int) -> list[Ask]:
         """What somebody waits for goes first."""
         rest = (account for account in self._due if account not in needs)
-        chosen = [*needs, *islice(rest, max(0, _ASKS_MAX - len(needs)))]
+        chosen = [*needs, *islice(rest, beside)]
+        for account in chosen:
+            self._due.pop(account, None)
         return [
             self._ask(lease, needs.get(account, 0))
             for account in chosen
-            if (lease := self._due.pop(account, None)) is not None
+            if (lease := self._leases.get(account)) is not None
         ]
 
     def _ask(self, lease: Lease, need: int) -> Ask:
         self._number += 1
         lease.asked = self._number
-        keep = self._is_open(lease) and (need > 0 or lease.used_at + _IDLE_S > self.boot_s())
+        now = self.boot_s()
+        if need:
+            # Not to be given back before who waits for it has drawn on it.
+            lease.used_at = now
+        keep = self._is_open(lease) and lease.used_at + _IDLE_S > now
         floor = lease.spent + lease.held
         if not keep:
             # At once: nothing may be drawn on what the store is just told to have back.
@@ -305,8 +315,8 @@ class Books:
             if lease.asked > lease.answered:
                 self._due[lease.account] = lease
 
-    def _reports(self) -> dict[RowKey, Totals]:
-        keys = list(islice(self._unreported, _ROWS_MAX))
+    def _reports(self, most: int) -> dict[RowKey, Totals]:
+        keys = list(islice(self._unreported, most))
         return {key: self._unreported[key].totals() for key in keys}
 
     def _is_open(self, lease: Lease) -> bool:
@@ -337,7 +347,7 @@ class Books:
 
     def _is_over(self, lease: Lease, now: float) -> bool:
         """Nothing can come of it any more that the store does not know."""
-        if lease.held or lease.account in self._due:
+        if lease.users or lease.held or lease.account in self._due:
             return False
         if lease.account.window:
             return not self._is_open(lease)

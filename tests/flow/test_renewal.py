@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from router.errors import QuotaUsedUp
+from router.errors import QuotaUsedUp, RateLimited
 from router.flow.opening import open_ledger
 from router.flow.tasks import Tasks
 from router.store.base import StateRefused
@@ -49,3 +50,34 @@ async def test_a_place_for_journals_that_is_none_is_refused_with_its_name(tmp_pa
     with pytest.raises(StateRefused, match=r"cannot make a journal in .*file/b"):
         await open_ledger(store, tmp_path / "file" / "b", tasks)
     await store.aclose()
+
+
+async def test_more_keys_at_once_than_one_exchange_carries_are_all_let_in() -> None:
+    async with desk() as d:
+
+        async def call(number: int) -> None:
+            limited = replace(key(concurrent=5), name=f"k{number}")
+            d.ledger.leave(await d.ledger.admit(limited, 1), "l")
+
+        await asyncio.gather(*(call(number) for number in range(1_050)))
+
+
+async def test_places_that_idled_for_long_are_there_for_the_next_call() -> None:
+    async with desk() as d:
+        limited = key(concurrent=1)
+        for _ in range(4):
+            d.ledger.leave(await d.admit(limited), "l")
+            for _ in range(3):
+                d.boot[0] += 6
+                await d.books.flush()
+
+
+async def test_a_clock_set_back_within_the_day_finds_the_minute_it_shows() -> None:
+    async with desk() as d:
+        limited = key(requests_per_minute=1)
+        d.ledger.leave(await d.admit(limited), "l")
+        d.now[0] -= 30
+        with pytest.raises(RateLimited):
+            await d.admit(limited)
+        d.now[0] -= 1
+        d.ledger.leave(await d.admit(limited), "l")
