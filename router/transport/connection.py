@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -56,6 +57,7 @@ class Connection(asyncio.Protocol):
         "_is_informational",
         "_is_lingering",
         "_is_paused",
+        "_is_tls",
         "_is_until_close",
         "_is_write_paused",
         "_keep",
@@ -64,6 +66,7 @@ class Connection(asyncio.Protocol):
         "_pairs",
         "_parser",
         "_poll",
+        "_request_bytes",
         "_response",
         "_timer",
         "_transport",
@@ -90,8 +93,8 @@ class Connection(asyncio.Protocol):
         self._poll = select.poll()
         self._response: HttpResponse | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._acked_before = b""
-        self._is_lingering = self._is_paused = self._is_write_paused = False
+        self._acked_before = self._request_bytes = 0
+        self._is_lingering = self._is_paused = self._is_write_paused = self._is_tls = False
         self.is_open = self.is_used = False
         self.idle_since = 0.0
         self._start_over()
@@ -129,14 +132,15 @@ class Connection(asyncio.Protocol):
         if not self.is_open:
             self._end(None)
             return
-        if self.is_used:
+        if self._is_tls:
+            # What TLS makes of our bytes only the system can count.
             self._acked_before = _acked(self.sock)
         if body is None:
-            length = b"\r\n" if response.method in ("GET", "HEAD") else b"Content-Length: 0\r\n\r\n"
-            self._transport.write(head + length)
-            self.is_sent = True
-            return
-        head += b"Content-Length: %d\r\n\r\n" % len(body)
+            body = b""
+            head += b"\r\n" if response.method in ("GET", "HEAD") else b"Content-Length: 0\r\n\r\n"
+        else:
+            head += b"Content-Length: %d\r\n\r\n" % len(body)
+        self._request_bytes = len(head) + len(body)
         self.is_sent = len(body) <= _PIECE_BYTES
         self._transport.write(head + body if self.is_sent else head)
 
@@ -181,6 +185,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        self._acked_before = _acked(self.sock)
         self._poll.register(self.sock.fileno(), select.POLLIN)
         self.is_open = True
 
@@ -309,6 +315,7 @@ class Connection(asyncio.Protocol):
         if may_keep and not self._transport.get_write_buffer_size():
             self._is_lingering = False
             self.is_used = True
+            self._acked_before += self._request_bytes
             self.resume()
             self._keep(self)
         else:
@@ -332,7 +339,7 @@ class Connection(asyncio.Protocol):
             return
         where = response.where
         is_silent = not (self._barren_bytes or self._has_head or self._informational)
-        may_tell = is_clean and is_silent and self.is_used and self._acked_before != b""
+        may_tell = is_clean and is_silent and self.is_used and self._acked_before
         if may_tell and _acked(self.sock) == self._acked_before:
             response.fail(failures.stale(where))
         else:
@@ -344,11 +351,10 @@ class Connection(asyncio.Protocol):
             self._timer = None
 
 
-def _acked(connection: socket.socket) -> bytes:
-    """How far the upstream's machine has acknowledged what was sent; b"" where that is not told."""
+def _acked(connection: socket.socket) -> int:
+    """How many bytes the upstream's machine has acknowledged; 0 where that is not told."""
     try:
         told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
-        return b""
-    count = told[_BYTES_ACKED]
-    return count if any(count) else b""
+        return 0
+    return int.from_bytes(told[_BYTES_ACKED], sys.byteorder)
