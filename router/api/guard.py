@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 from router.config.addresses import is_loopback
 from router.errors import Forbidden, Unauthenticated
@@ -21,6 +22,8 @@ _EXPOSED_HEADERS = (
     "x-rungway-attempts, x-rungway-cache, x-rungway-cost-usd, x-rungway-clamped, "
     "x-rungway-origin, openai-processing-ms"
 )
+# Clients write the Host in few ways, and an address is slow to read.
+_HOSTS_KEPT = 64
 _PREFLIGHT_AGE_S = "600"
 _HEADER_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_, ")
 
@@ -97,8 +100,13 @@ class Guard:
         }
 
     def _is_ours(self, host: str) -> bool:
-        name = host_name(host)
-        return name in self.hosts or name.endswith(".localhost") or is_loopback(name)
+        return _is_of_this_machine(host) or host_name(host) in self.hosts
+
+
+@lru_cache(_HOSTS_KEPT)
+def _is_of_this_machine(host: str) -> bool:
+    name = host_name(host)
+    return name.endswith(".localhost") or is_loopback(name)
 
 
 def host_name(host: str) -> str:
