@@ -17,7 +17,7 @@ from router.core.estimate import Estimates
 from router.core.ladder import RungView
 from router.errors import UpstreamBusy, UpstreamError
 from router.flow.gate import Gate
-from router.types import UNKNOWN_ABILITIES, Abilities, Json, Ladder, Rung
+from router.types import UNKNOWN_ABILITIES, Abilities, Json, Ladder, Price, Rung
 
 # A busy rung is left alone for as long as it asks, within reason.
 _BUSY_COOL_S_MAX = 60.0
@@ -94,6 +94,11 @@ class Board:
     def view(self, ladder: Ladder, rung: Rung, priority: int = 0) -> RungView:
         """What the plan may know of one rung now."""
         return self._view(ladder, rung, self._clock(), priority)
+
+    def learned(self, rung: Rung) -> tuple[Abilities, Price | None]:
+        """What its backend says of the rung's model, and of its price."""
+        probe = self._backend(rung.backend).probe
+        return probe.models.get(rung.model, UNKNOWN_ABILITIES), probe.prices.get(rung.model)
 
     def estimates(self, rung: Rung) -> Estimates:
         """What is known of the rung's tokens; it outlives a reload."""

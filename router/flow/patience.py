@@ -15,7 +15,7 @@ from router.errors import UpstreamTimeout
 
 
 class Patience:
-    """`async with Patience(who) as patience: patience.wait("first_token", 10)`.
+    """`with Patience(who) as patience: patience.wait("first_token", 10)`, around what awaits.
 
     When the current phase's limit passes, the block is cancelled and leaves with UpstreamTimeout.
     """
@@ -28,7 +28,7 @@ class Patience:
         self._expired = False
         self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None, "patience needs a task to cancel"
@@ -36,7 +36,7 @@ class Patience:
         self._cancelling = task.cancelling()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,

@@ -9,43 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from router.backends.base import Backend, ChatAttempt, EmbedAttempt, State
+from router.backends.base import Backend, State
 from router.core import ladder
 from router.core.embeddings import estimate_tokens
 from router.core.ladder import Step, Unaffordable
 from router.core.retry import RetryBudget, RetrySettings
 from router.errors import (
-    CallerError,
     ConnectFailed,
     Draining,
     InternalFault,
-    QuotaUsedUp,
     RouterError,
     StaleConnection,
-    StateUnavailable,
     UpstreamError,
-    UpstreamTimeout,
 )
-from router.flow import relay
+from router.flow.attempts import Attempts, money_cause
 from router.flow.board import Board
 from router.flow.cache import CacheRules
-from router.flow.canaries import Canaries
-from router.flow.charge import Charge
-from router.flow.continuity import Continuity
 from router.flow.embedding import Batches
-from router.flow.gate import Gate, NotLetIn, Place, counts
+from router.flow.gate import NotLetIn
 from router.flow.hedge import Run, race
 from router.flow.ledger import Ledger
-from router.flow.observe import AttemptRecord, Observer, Record
+from router.flow.observe import Observer, Record
+from router.flow.patience import Patience
 from router.flow.progress import Progress
 from router.flow.relay import together
 from router.flow.reuse import Reuse, Wishes
-from router.flow.sink import Provenance, Sink
-from router.types import Call, ChatCall, EmbedCall, Embeddings, Key, Ladder, Price, Rung
+from router.flow.sink import Sink
+from router.types import Call, ChatCall, Key, Ladder, Price, Rung
 
 _log = logging.getLogger("rungway")
 _NO_WISHES = Wishes()
@@ -67,19 +60,26 @@ class Pipeline:
         cache_rules: CacheRules,
     ) -> None:
         self._reuse = reuse
-        self._batches = batches
         self._cache_rules = cache_rules
         self._backends = backends
         self._board = board
         self._ledger = ledger
         self._observer = observer
         self._clock = clock
-        self._answer_bytes_max = answer_bytes_max
-        self._canaries = Canaries(reuse.cache.drop)
         self._hedge_budgets: dict[str, RetryBudget] = {}
         self._serving: set[asyncio.Task[object]] = set()
         self._is_ending = False
-        self.continuity = Continuity(backends, board)
+        self._attempts = Attempts(
+            backends,
+            board,
+            ledger,
+            clock,
+            answer_bytes_max,
+            batches,
+            reuse.cache.drop,
+            shares_texts=cache_rules.is_shared,
+        )
+        self.continuity = self._attempts.continuity
 
     async def serve(
         self,
@@ -152,11 +152,9 @@ class Pipeline:
 
     async def _try(self, call: Call, sink: Sink, record: Record) -> None:
         """Climb within the ladder's total time."""
-        try:
-            async with asyncio.timeout(call.ladder.limits.total_s):
-                await self._climb(call, sink, record, self._clock())
-        except TimeoutError as error:
-            raise self._too_long(call) from error
+        with Patience(f"the call of the ladder {call.ladder.name!r}") as patience:
+            patience.wait("total", call.ladder.limits.total_s)
+            await self._climb(call, sink, record, self._clock())
 
     async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
         """Try the plan's rungs in order until one has answered; else end with what there is."""
@@ -213,7 +211,7 @@ class Pipeline:
         has_next = self._has_room(progress, later)
         hedges = rules.limits.hedge_after_s > 0 and has_next
         if not hedges or rules.rescue or rules.escalate_on or record.attempts:
-            await self._attempt(progress, step.rung, sink, record, started, has_next)
+            await self._attempts.run(progress, step.rung, sink, record, started, has_next)
             return
         budget = self._hedging(rules)
         budget.deposit(self._clock())
@@ -232,7 +230,9 @@ class Pipeline:
             await race(
                 sink,
                 rules.limits.hedge_after_s,
-                lambda lane: self._attempt(progress, step.rung, lane, record, started, has_next),
+                lambda lane: self._attempts.run(
+                    progress, step.rung, lane, record, started, has_next
+                ),
                 second,
             )
         finally:
@@ -246,7 +246,7 @@ class Pipeline:
         progress.begin(record)
         step.take = False
         try:
-            await self._attempt(progress, step.rung, lane, record, started, True)
+            await self._attempts.run(progress, step.rung, lane, record, started, True)
         except NotLetIn as closed:
             step.reason, step.cause, step.wait_s = closed.reason, closed.cause, closed.wait_s
             raise
@@ -260,143 +260,6 @@ class Pipeline:
             settings = RetrySettings(share=rules.limits.hedge_max_share, per_s=0.0)
             budget = self._hedge_budgets[rules.name] = RetryBudget(settings, self._clock())
         return budget
-
-    async def _attempt(
-        self,
-        progress: Progress,
-        rung: Rung,
-        sink: Sink,
-        record: Record,
-        started: float,
-        has_next: bool,
-    ) -> None:
-        """One try of one rung: through its gate, open, relay. Raises NotLetIn or UpstreamError.
-
-        Nobody waits for a place on a rung while a later one has room.
-        """
-        call = progress.call
-        gate = self._board.gate(call.ladder, rung)
-        is_retry = any(one.rung.name == rung.name for one in record.attempts)
-        if isinstance(call, EmbedCall):
-            charge = await self._hold(call, rung, record)
-            with _noting(record, rung, sink), _settling(charge, record):
-                await self._embed(charge, rung, sink, record, gate, is_retry)
-            return
-        wait_s = 0.0 if has_next else progress.queue_left_s
-        waits_since = self._clock()
-        try:
-            place = await gate.enter(
-                call.key.priority,
-                wait_s,
-                queue_max=call.ladder.limits.queue_max,
-                is_retry=is_retry,
-            )
-        finally:
-            progress.queue_left_s -= self._clock() - waits_since
-        with self._in_place(call, rung, gate, place):
-            charge = await self._hold(call, rung, record)
-            began, is_first = self._clock(), record.first_token_s is None
-            with _noting(record, rung, sink), _settling(charge, record):
-                await self._relay(progress, charge, rung, sink, record, started, gate, place)
-        # What continues another rung's stream began with that one's first token.
-        first_s = record.first_token_s if is_first else None
-        gate.served(place, None if first_s is None else first_s - (began - started))
-
-    @contextmanager
-    def _in_place(self, call: Call, rung: Rung, gate: Gate, place: Place) -> Iterator[None]:
-        """What goes wrong in a place on the rung gives it back."""
-        try:
-            yield
-        except UpstreamError as error:
-            gate.failed(place, error)
-            self._note_failure(call, rung, error)
-            raise
-        except BaseException:
-            gate.left(place)
-            raise
-
-    async def _embed(
-        self,
-        charge: Charge,
-        rung: Rung,
-        sink: Sink,
-        record: Record,
-        gate: Gate,
-        is_retry: bool,
-    ) -> None:
-        """One try of one rung for embeddings, in requests that other calls may share.
-
-        A request has a place on the rung, not each call in it.
-        """
-        call = charge.call
-        assert isinstance(call, EmbedCall)
-        backend = self._backends[rung.backend]
-        limits = call.ladder.limits
-
-        async def put(attempt: EmbedAttempt) -> Embeddings:
-            place = await gate.enter(
-                call.key.priority,
-                limits.queue_s,
-                queue_max=limits.queue_max,
-                is_retry=is_retry,
-            )
-            with self._in_place(call, rung, gate, place):
-                vectors = await relay.embeddings(backend, attempt, self._canaries)
-            gate.served(place, None)
-            return vectors
-
-        attempt = EmbedAttempt(call, rung, limits.connect_s, self._answer_bytes_max)
-        vectors = await self._batches.embed(
-            backend, attempt, charge, put, is_shared=self._cache_rules.is_shared
-        )
-        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
-        await sink.send_embeddings(vectors, relay.priced(provenance, charge))
-
-    async def _hold(self, call: Call, rung: Rung, record: Record) -> Charge:
-        """Set aside what an attempt may cost. Raises NotLetIn where the key cannot pay for it."""
-        assert record.admission is not None
-        view = self._board.view(call.ladder, rung)
-        charge = Charge(
-            self._ledger,
-            record.admission,
-            call,
-            rung,
-            rung.price or view.learned_price,
-            self._board.estimates(rung),
-            self._clock,
-        )
-        try:
-            await charge.open(ladder.abilities(rung, view.learned).context)
-        except (CallerError, StateUnavailable) as refused:
-            raise NotLetIn(refused.message, _money_cause(refused), refused.retry_after_s) from None
-        return charge
-
-    async def _relay(
-        self,
-        progress: Progress,
-        charge: Charge,
-        rung: Rung,
-        sink: Sink,
-        record: Record,
-        started: float,
-        gate: Gate,
-        place: Place,
-    ) -> None:
-        call = charge.call
-        backend = self._backends[rung.backend]
-        connect_s = call.ladder.limits.connect_s
-        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
-        assert isinstance(call, ChatCall)
-        chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
-        if not call.stream:
-            await relay.answer(backend, chat, charge, sink, provenance)
-            return
-
-        def speaks() -> float:
-            gate.spoke(place)
-            return self._clock() - started
-
-        await relay.stream(backend, chat, charge, sink, record, provenance, speaks, progress)
 
     async def _retries(
         self,
@@ -444,26 +307,6 @@ class Pipeline:
                     return True
         return False
 
-    def _note_failure(self, call: Call, rung: Rung, error: UpstreamError) -> None:
-        """Tell the board, and raise the alarm where the rung closes for a reason to be mended."""
-        if counts(error):
-            self._canaries.forget(rung)
-        backend = self._backends[rung.backend]
-        if error.cause == "echoed":
-            self.continuity.refute(rung)
-        error.message = backend.credential.hide(error.message)
-        if call.key.token:
-            error.message = error.message.replace(call.key.token, "[token]")
-        if error.code == "upstream_auth" and backend.credential.reload():
-            # A new token may be good: the next call finds out.
-            return
-        own_token = call.key.token is not None and backend.takes_key_tokens
-        closed = self._board.failed(call.ladder, rung, error, own_token=own_token)
-        if closed is not None and error.cause == "refused":
-            what = "backend" if error.closes == "backend" else "rung"
-            _log.error("ALARM: the %s of %s is %s", what, rung.name, closed)
-            self._board.alarms[rung.name] += 1
-
     def _unable(self, call: Call, rung: Rung) -> str | None:
         return self._backends[rung.backend].unable(call, rung)
 
@@ -485,14 +328,7 @@ class Pipeline:
         refused = self._ledger.refusal(key, price, tokens)
         if refused is None:
             return None
-        return Unaffordable(refused.message, _money_cause(refused), refused.retry_after_s)
-
-    @staticmethod
-    def _too_long(call: Call) -> UpstreamTimeout:
-        limit_s = call.ladder.limits.total_s
-        return UpstreamTimeout(
-            f"the call passed its ladder's limit of {limit_s:g} s (total_s)", phase="total"
-        )
+        return Unaffordable(refused.message, money_cause(refused), refused.retry_after_s)
 
 
 def _join(record: Record, beside: Record, before: int) -> None:
@@ -504,50 +340,6 @@ def _join(record: Record, beside: Record, before: int) -> None:
     if beside.rung is not None:
         record.rung, record.status = beside.rung, beside.status
         record.first_token_s = beside.first_token_s
-
-
-@contextmanager
-def _noting(record: Record, rung: Rung, sink: Sink) -> Iterator[None]:
-    """Keep a record of one attempt and of how it ended."""
-    attempt = AttemptRecord(rung, "failed")
-    record.attempts.append(attempt)
-    try:
-        yield
-    except NotLetIn:
-        # It had no place in the end, so it was none.
-        record.attempts.remove(attempt)
-        raise
-    except UpstreamError as error:
-        attempt.cause = error.cause
-        if sink.is_committed:
-            record.rung = rung
-        raise
-    except asyncio.CancelledError:
-        attempt.cause = "cancelled"
-        raise
-    attempt.cause = ""
-    record.rung, record.status = rung, 200
-
-
-@contextmanager
-def _settling(charge: Charge, record: Record) -> Iterator[None]:
-    """Settle the attempt when it is over, however it ended: exactly once, and without awaiting."""
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        record.usage = together(record.usage, charge.close(error))
-        record.nanousd += charge.nanousd
-
-
-def _money_cause(refused: RouterError) -> str:
-    """The word by which a plan knows why a key cannot pay."""
-    if isinstance(refused, StateUnavailable):
-        return "state"
-    return "budget" if isinstance(refused, QuotaUsedUp) else "rate"
 
 
 def _has_money_limit(key: Key) -> bool:

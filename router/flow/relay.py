@@ -35,7 +35,7 @@ async def answer(
 ) -> None:
     """A whole chat answer. Raises Escalated where the ladder asks for a better one."""
     call = attempt.call
-    async with Patience(attempt.rung.name) as patience:
+    with Patience(attempt.rung.name) as patience:
         patience.wait("answer", call.ladder.limits.answer_s)
         whole = await backend.complete_chat(attempt)
     if whole.usage is None:
@@ -55,7 +55,7 @@ def _content_chars(answer: bytes) -> int:
 
 async def embeddings(backend: Backend, attempt: EmbedAttempt, canaries: Canaries) -> Embeddings:
     """A whole embeddings answer, of a rung that is known to share the ladder's vector space."""
-    async with Patience(attempt.rung.name) as patience:
+    with Patience(attempt.rung.name) as patience:
         patience.wait("answer", attempt.call.ladder.limits.answer_s)
         await canaries.ensure(backend, attempt)
         vectors = await backend.embed(attempt)
@@ -96,7 +96,7 @@ async def _pass_on(
     """Pass the stream's events on until it is done, or whole and then broken or silent."""
     limits = attempt.call.ladder.limits
     try:
-        async with Patience(attempt.rung.name) as patience:
+        with Patience(attempt.rung.name) as patience:
             patience.wait("first_token", limits.first_token_s)
             opened = progress.join(await backend.stream_chat(attempt), attempt.rung.name)
             try:
