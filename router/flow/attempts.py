@@ -48,7 +48,7 @@ class Attempts:
         clock: Callable[[], float],
         answer_bytes_max: int,
         batches: Batches,
-        drop: Callable[[str], int],
+        drop: Callable[[str], None],
         *,
         shares_texts: bool,
     ) -> None:

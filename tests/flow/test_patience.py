@@ -16,7 +16,7 @@ async def hang() -> None:
 
 async def test_a_phase_that_lasts_too_long_is_cut_by_its_name() -> None:
     with pytest.raises(UpstreamTimeout) as caught:
-        async with Patience("a/b") as patience:
+        with Patience("a/b") as patience:
             patience.wait("first_token", 0.02)
             await hang()
     assert caught.value.phase == "first_token"
@@ -26,7 +26,7 @@ async def test_a_phase_that_lasts_too_long_is_cut_by_its_name() -> None:
 
 
 async def test_a_longer_later_phase_replaces_a_shorter_one() -> None:
-    async with Patience("x") as patience:
+    with Patience("x") as patience:
         patience.wait("first_token", 0.02)
         patience.wait("idle", 5)
         await asyncio.sleep(0.05)
@@ -34,7 +34,7 @@ async def test_a_longer_later_phase_replaces_a_shorter_one() -> None:
 
 async def test_a_shorter_later_phase_replaces_a_longer_one() -> None:
     with pytest.raises(UpstreamTimeout) as caught:
-        async with Patience("x") as patience:
+        with Patience("x") as patience:
             patience.wait("first_token", 50)
             patience.wait("idle", 0.02)
             await hang()
@@ -42,7 +42,7 @@ async def test_a_shorter_later_phase_replaces_a_longer_one() -> None:
 
 
 async def test_nothing_is_limited_while_paused() -> None:
-    async with Patience("x") as patience:
+    with Patience("x") as patience:
         patience.wait("idle", 0.02)
         patience.pause()
         await asyncio.sleep(0.06)
@@ -51,7 +51,7 @@ async def test_nothing_is_limited_while_paused() -> None:
 
 async def test_a_cancellation_from_outside_stays_one() -> None:
     async def work() -> None:
-        async with Patience("x") as patience:
+        with Patience("x") as patience:
             patience.wait("idle", 5)
             await hang()
 
@@ -64,6 +64,6 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
 
 async def test_an_error_inside_passes() -> None:
     with pytest.raises(KeyError):
-        async with Patience("x") as patience:
+        with Patience("x") as patience:
             patience.wait("idle", 5)
             raise KeyError
