@@ -300,7 +300,8 @@ class Ledger:
             (purse.tokens, input_tokens + 1),
         ):
             for lease in leases:
-                if least and lease.answered and lease.limit - lease.settled < least:
+                used = max(lease.settled, lease.spent)
+                if least and lease.answered and lease.limit - used < least:
                     return self._refused(key, lease, least)
         return None
 
