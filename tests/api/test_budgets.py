@@ -7,12 +7,15 @@ import hashlib
 import os
 import random
 import re
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import openai
 import orjson
 import pytest
 
+from router.flow.probes import probe_all
 from router.types import Price
 from tests.fakes.metered import Metered
 from tests.fakes.upstream import FakeUpstream
@@ -326,3 +329,208 @@ async def test_what_nobody_can_know_of_those_who_leave_is_held_to_what_they_aske
             assert 0 < charged <= LEAVERS * (40 + 11) * A_TOKEN
             if policy == "drain":
                 assert charged == billed
+
+
+# --- what is sent -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"max_tokens": 500}, "max_tokens"),
+        ({"max_completion_tokens": 500}, "max_completion_tokens"),
+        ({}, "max_tokens"),
+    ],
+)
+async def test_what_a_budget_affords_is_sent_in_the_clients_own_field(
+    asked: Any, field: str
+) -> None:
+    meter = Metered(tokens=1_000)
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits=f"usd_per_day = {usd(233)}")
+        async with open_house(text) as house:
+            status, answer, headers = await ask(house, {**HI, **asked})
+            assert status == 200
+            # 33 are set aside for the prompt.
+            assert headers["x-rungway-clamped"] == "200"
+            assert {name: meter.bodies[-1].get(name) for name in asked | {field: 0}} == {field: 200}
+            assert answer["usage"]["completion_tokens"] == 200
+            assert float(headers["x-rungway-cost-usd"]) * 1e9 == pytest.approx(211 * A_TOKEN)
+            assert (await usage_of(house))["overrun"] == 0
+
+
+async def test_no_more_is_asked_for_than_the_context_has_room_for() -> None:
+    meter = Metered(tokens=10)
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, f"context = 300\n{PRICED}"))
+        async with open_house(text) as house:
+            _, _, headers = await ask(house, {**HI, "max_tokens": 5_000})
+            assert (headers["x-rungway-clamped"], meter.bodies[-1]["max_tokens"]) == ("300", 300)
+            _, _, headers = await ask(house, HI)
+            assert "x-rungway-clamped" not in headers
+            assert "max_tokens" not in meter.bodies[-1]
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+async def test_a_key_that_is_used_up_still_has_the_rungs_that_cost_nothing() -> None:
+    paid, free = Metered(tokens=40, lies=100), Metered(tokens=40)
+    async with FakeUpstream(paid) as one, FakeUpstream(free) as two:
+        text = config((one.url, PRICED), (two.url, FREE), limits=f"usd_per_day = {usd(100)}")
+        async with open_house(text) as house:
+            rungs = [(await ask(house, {**HI, "max_tokens": 40}))[2] for _ in range(5)]
+            assert [one["x-rungway-rung"][:2] for one in rungs] == ["b0", "b1", "b1", "b1", "b1"]
+            _, explained, _ = await house.post("/router/v1/explain", HI, ALICE)
+            first, second = explained["rungs"]
+            assert second["take"]
+            assert not first["take"]
+            assert "usd_per_day" in first["reason"]
+            found = await usage_of(house)
+            assert found["settled"] == 151 * A_TOKEN
+            assert found["requests"] == 5
+
+
+async def test_an_unknown_price_is_skipped_under_a_money_limit_unless_the_key_may() -> None:
+    meter = Metered(tokens=4)
+    async with FakeUpstream(meter) as upstream:
+        # A name that is no private address: nobody knows what it costs.
+        url = upstream.url.replace("127.0.0.1", "localtest.invalid")
+        limits = "usd_per_day = 1"
+        async with open_house(config((url, ""), limits=limits)) as house:
+            # Before it was looked at, nobody knows whether it has a price.
+            status, error, _ = await ask(house, HI)
+            assert (status, error["error"]["code"]) == (503, "state_unavailable")
+            await probe_all(house.gateway.service.backends.values(), house.shared.board)
+            status, error, headers = await ask(house, HI)
+            assert (status, error["error"]["code"]) == (403, "price_unknown")
+            assert headers["x-should-retry"] == "false"
+            _, explained, _ = await house.post("/router/v1/explain", HI, ALICE)
+            assert "allow_unpriced" in explained["rungs"][0]["reason"]
+        async with open_house(
+            config((url, ""), limits=limits, key="allow_unpriced = true")
+        ) as house:
+            # It is tried, and is not there.
+            assert (await ask(house, HI))[0] == 502
+
+
+async def test_what_is_held_is_asked_again_for_each_rung_of_a_failover() -> None:
+    async def breaks(request: Any, reply: Any) -> None:
+        await reply.json({"error": {"message": "broke"}}, 500)
+
+    meter = Metered(tokens=40)
+    dear = "usd_per_mtok = { input = 1000, output = 1000 }"
+    async with FakeUpstream(breaks) as one, FakeUpstream(meter) as two:
+        limits = f"usd_per_day = {usd(200)}"
+        for rungs in (
+            [(one.url, PRICED), (two.url, dear)],
+            [(one.url, FREE), (two.url, dear)],
+        ):
+            async with open_house(config(*rungs, limits=limits)) as house:
+                status, error, _ = await ask(house, {**HI, "max_tokens": 40})
+                assert status == 502
+                assert "usd_per_day" in error["error"]["rungs"][1]["reason"]
+                found = await usage_of(house)
+                assert (found["settled"], found["held"]) == (0, 0)
+        assert meter.calls == 0
+
+
+# --- rates --------------------------------------------------------------------------------------
+
+
+async def test_rates_hold_on_rungs_that_cost_nothing_and_headers_say_what_is_left() -> None:
+    meter = Metered(tokens=40)
+    async with FakeUpstream(meter) as upstream:
+        text = config(
+            (upstream.url, FREE), limits="requests_per_minute = 3\ntokens_per_minute = 250"
+        )
+        async with open_house(text) as house:
+            answers = [await ask(house, {**HI, "max_tokens": 40}) for _ in range(5)]
+            statuses = [status for status, _, _ in answers]
+            # Unless a minute ends just now.
+            assert statuses in ([200, 200, 200, 429, 429], [200] * 5)
+            headers = answers[0][2]
+            assert headers["x-ratelimit-limit-requests"] == "3"
+            assert headers["x-ratelimit-remaining-requests"] == "2"
+            assert headers["x-ratelimit-limit-tokens"] == "250"
+            assert re.fullmatch(r"1m0s|\d+(\.\d+)?s", headers["x-ratelimit-reset-tokens"])
+            _, error, refused = answers[-1]
+            if statuses[-1] == 429:
+                assert error["error"]["code"] == "rate_limit_exceeded"
+                assert refused["x-should-retry"] == "true"
+                assert 1 <= int(refused["retry-after"]) <= 60
+
+
+async def test_keys_in_other_encodings_are_wrong_keys_and_nothing_worse() -> None:
+    async with FakeUpstream(Metered()) as upstream:
+        async with open_house(config((upstream.url, FREE))) as house:
+            port = int(house.url.rsplit(":", 1)[1])
+            for secret in ("sk-ключ".encode(), "sk-鍵".encode("utf-16"), b"\xff\xfe\x80", b"\xe9"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(
+                    b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+                    b"Authorization: Bearer " + secret.replace(b"\0", b"") + b"\r\n\r\n"
+                )
+                answer = await reader.read()
+                writer.close()
+                assert answer.split()[1] in (b"401", b"400")
+                assert b'"error"' in answer
+
+
+# --- a store in trouble -------------------------------------------------------------------------
+
+
+async def test_a_deleted_state_refuses_who_is_limited_and_nobody_else(tmp_path: Path) -> None:
+    meter = Metered(tokens=40)
+    path = tmp_path / "state.db"
+    state = f'[state]\nurl = "sqlite://{path}"'
+    bob = hashlib.sha256(b"sk-bob").hexdigest()
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits=f"usd_per_day = {usd(1_000)}", state=state)
+        text += f'\n[keys.bob]\nsha256 = "{bob}"\n'
+        async with open_house(text) as house:
+            assert (await ask(house, {**HI, "max_tokens": 40}))[0] == 200
+            free = {"Authorization": "Bearer sk-bob"}
+            body = {**HI, "max_tokens": 40}
+            assert (await house.post("/v1/chat/completions", body, free))[0] == 200
+            path.unlink()
+            # What was leased may be spent, and then the state is to blame.
+            found = [await ask(house, body) for _ in range(30)]
+            spent = [one for one in found if one[0] == 200]
+            assert len(spent) <= 19
+            status, error, headers = found[-1]
+            assert status == 503
+            assert headers["retry-after"] == "1"
+            assert "the key itself is in order" in error["error"]["message"]
+            assert "deleted or replaced" in error["error"]["message"]
+            status, _, _ = await house.post("/v1/chat/completions", body, free)
+            assert status == 200
+            assert not path.exists()
+
+
+async def test_a_locked_state_is_waited_for_within_the_lease_and_nothing_is_charged_twice(
+    tmp_path: Path,
+) -> None:
+    meter = Metered(tokens=40)
+    path = tmp_path / "state.db"
+    state = f'[state]\nurl = "sqlite://{path}"'
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits=f"usd_per_day = {usd(1_000)}", state=state)
+        async with open_house(text) as house:
+            body = {**HI, "max_tokens": 40}
+            assert (await ask(house, body))[0] == 200
+            other = sqlite3.connect(path, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            found = [await ask(house, body) for _ in range(12)]
+            assert {status for status, _, _ in found} == {200, 503}
+            assert "another process" in found[-1][1]["error"]["message"] or (
+                "did not answer" in found[-1][1]["error"]["message"]
+            )
+            other.execute("ROLLBACK")
+            other.close()
+            async with asyncio.timeout(10):
+                while (await ask(house, body))[0] != 200:
+                    await asyncio.sleep(0.1)
+            async with asyncio.timeout(10):
+                while (await usage_of(house))["settled"] != meter.bill(PRICE):
+                    await asyncio.sleep(0.1)
