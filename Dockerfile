@@ -6,7 +6,7 @@ WORKDIR /src
 RUN python3 -m venv /opt/rungway
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY router router
-RUN /opt/rungway/bin/python -m pip install --no-cache-dir --constraint constraints.txt . \
+RUN /opt/rungway/bin/python -m pip install --no-cache-dir --constraint constraints.txt ".[valkey]" \
  && /opt/rungway/bin/python -m pip uninstall --yes setuptools pip
 
 FROM python:3.11-slim-bookworm
