@@ -161,7 +161,7 @@ class Batches:
                 tab=tab,
             )
         finally:
-            if tab.tokens:
+            if tab.tokens or tab.nanousd:
                 charge.used(tab.usage, tab.nanousd)
 
 
