@@ -19,6 +19,9 @@ VENV_OPENAI2 := .venv-openai2
 OPENAI2 := openai>=2,<3
 export RUNGWAY_TEST_OPENAI2_PYTHON = $(CURDIR)/$(VENV_OPENAI2)/bin/python
 
+# The routers that the bench compares with.
+VENV_BENCH := .venv-bench
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -37,9 +40,17 @@ run: $(VENV)/.run ## install Rungway with a small real model, and serve it
 	@exec $(BIN)/rungway serve --demo $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.run ## CPU time a request, with nginx beside it (ARGS=--quick for a first look)
-	@echo "→ measuring (needs wrk and nginx)"
+bench: $(VENV)/.run $(VENV_BENCH)/.made ## what a call costs, beside other routers (ARGS=--quick: a first look)
+	@echo "→ measuring (needs wrk; nginx and haproxy are compared with where they are here)"
 	@$(BIN)/python -m bench.run $(ARGS)
+
+.PHONY: micro
+micro: $(VENV)/.run ## the hot pure functions, against their checked-in cost (ARGS=--update: the new one)
+	@$(BIN)/python -m bench.micro $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.run ## twenty minutes of trouble: do memory or files grow? (ARGS="--minutes 3")
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 .PHONY: simulate
 simulate: $(VENV)/.run ## a day of traffic over sick ladders, as a table (a minute)
@@ -102,7 +113,7 @@ constraints: ## renew constraints.txt from a fresh environment
 .PHONY: clean
 clean: ## remove what these commands made
 	@echo "→ removing the environments, caches and builds"
-	@rm -rf $(VENV) $(VENV_OPENAI2) build dist bench/out *.egg-info .coverage .coverage.*
+	@rm -rf $(VENV) $(VENV_OPENAI2) $(VENV_BENCH) build dist bench/out *.egg-info .coverage .coverage.*
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find router tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -157,4 +168,14 @@ $(VENV_OPENAI2)/.made: constraints.txt
 	@grep -v '^openai==' constraints.txt > $(@D)/constraints.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(@D)/bin/python -m pip install --quiet --no-input \
 		--constraint $(@D)/constraints.txt '$(OPENAI2)'
+	@touch $@
+
+# A peer that cannot be had is named in the results as not measured, and the others are measured.
+$(VENV_BENCH)/.made: bench/peers.txt
+	$(make_venv)
+	@echo "→ installing the routers to compare with (some 1.2 GB the first time)"
+	@grep -v '^#' bench/peers.txt | while read -r peer; do \
+		PIP_DISABLE_PIP_VERSION_CHECK=1 $(@D)/bin/python -m pip install --quiet --no-input "$$peer" \
+			|| echo "✗ $$peer cannot be had, and is left out" >&2; \
+	done
 	@touch $@

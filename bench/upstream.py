@@ -2,35 +2,44 @@
 
 It answers at once and always the same, so that what is measured is the proxy. Its parser knows only
 what HTTP clients send it here: a head, a content-length, no chunked requests. What is not streamed
-is one write; a stream is one write an event, with a pause between events where the body's `user`
-field names one, because events that leave together are measured as one.
+is one write; a stream is one write an event, with a pause between events where the prompt names
+one, because events that leave together are measured as one.
 
-GET /count tells how many answers and events were sent, which is what CPU time is divided by.
+GET /count tells how many answers and events were sent, which is what CPU time is divided by. Each
+input of an embeddings request counts as an answer: a proxy may send those of many callers together.
+
+The model `faulty` fails in all the ways there are, in turn; only the soak asks for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import re
 import struct
 import sys
 from typing import cast
 
+import orjson
 import uvloop
 
 MODEL = "bench"
 VECTOR_SIZE = 384
-# A client asks for a stream's form in `user`, which every proxy relays: "events=100 pause_ms=20".
+SMALL_VECTOR_SIZE = 8
+# A client asks for a stream's form in its prompt, which every proxy relays.
 _FORM = re.compile(rb"events=(\d+) pause_ms=(\d+)")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-def json_answer(value: object) -> bytes:
-    body = json.dumps(value, separators=(",", ":")).encode()
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    return head % len(body) + body
+def sized(status: bytes, content_type: bytes, body: bytes) -> bytes:
+    head = b"HTTP/1.1 %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n"
+    return head % (status, content_type, len(body)) + body
+
+
+def json_answer(value: object, status: bytes = b"200 OK") -> bytes:
+    return sized(status, b"application/json", json.dumps(value, separators=(",", ":")).encode())
 
 
 def chat_answer() -> bytes:
@@ -75,23 +84,57 @@ def stream_event(*, last: bool) -> bytes:
     return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
 
 
-def embeddings_answer(*, as_base64: bool) -> bytes:
-    values = [((i * 37) % 101 - 50) / 1000 for i in range(VECTOR_SIZE)]
-    packed = base64.b64encode(struct.pack(f"<{VECTOR_SIZE}f", *values)).decode()
-    vector = {"object": "embedding", "index": 0, "embedding": packed if as_base64 else values}
-    usage = {"prompt_tokens": 8, "total_tokens": 8}
-    return json_answer({"object": "list", "data": [vector], "model": MODEL, "usage": usage})
+def _vector(size: int, *, as_base64: bool) -> bytes:
+    values = [((i * 37) % 101 - 50) / 1000 for i in range(size)]
+    packed = base64.b64encode(struct.pack(f"<{size}f", *values)).decode()
+    return orjson.dumps(packed if as_base64 else values)
+
+
+VECTORS = {
+    (size, as_base64): _vector(size, as_base64=as_base64)
+    for size in (SMALL_VECTOR_SIZE, VECTOR_SIZE)
+    for as_base64 in (False, True)
+}
+
+
+def embeddings_answer(request: bytes) -> tuple[bytes, int]:
+    """The answer, and how many vectors it has."""
+    asked = orjson.loads(request[request.find(b"\r\n\r\n") :])
+    count = len(asked["input"]) if isinstance(asked["input"], list) else 1
+    size = SMALL_VECTOR_SIZE if asked.get("dimensions") == SMALL_VECTOR_SIZE else VECTOR_SIZE
+    vector = VECTORS[size, asked.get("encoding_format") == "base64"]
+    data = b",".join(
+        b'{"object":"embedding","index":%d,"embedding":%s}' % (index, vector)
+        for index in range(count)
+    )
+    tokens = 8 * count
+    body = (
+        b'{"object":"list","data":[%s],"model":"%s","usage":{"prompt_tokens":%d,"total_tokens":%d}}'
+    ) % (data, MODEL.encode(), tokens, tokens)
+    return sized(b"200 OK", b"application/json", body), count
 
 
 CHAT = chat_answer()
 MODELS = json_answer({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
-EMBEDDINGS_FLOAT = embeddings_answer(as_base64=False)
-EMBEDDINGS_BASE64 = embeddings_answer(as_base64=True)
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 EVENT = chunk(stream_event(last=False))
 STREAM_END = chunk(stream_event(last=True)) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+
+_ERROR = {"error": {"message": "the bench's upstream fails on purpose", "type": "server_error"}}
+# What a faulty backend sends before it closes the connection.
+FAULTS = itertools.cycle(
+    (
+        json_answer(_ERROR, b"500 Internal Server Error"),
+        json_answer(_ERROR, b"429 Too Many Requests"),
+        sized(b"200 OK", b"text/html", b"<html>not what was asked for</html>"),
+        CHAT[: len(CHAT) // 2],
+        STREAM_HEAD + EVENT[: len(EVENT) // 2],
+        b"HTTP/1.1 nonsense\r\n\r\n",
+        b"",
+    )
+)
 
 
 class Counts:
@@ -129,20 +172,22 @@ class Upstream(asyncio.Protocol):
     def answer(self, request: bytes) -> None:
         path = request[: request.find(b" HTTP/")].partition(b" ")[2]
         if path.endswith(b"/chat/completions"):
-            if b'"stream":true' in request or b'"stream": true' in request:
+            if b'"faulty"' in request:
+                self.transport.write(next(FAULTS))
+                self.transport.close()
+            elif b'"stream":true' in request or b'"stream": true' in request:
                 self.stream(_FORM.search(request))
-                return
-            answer = CHAT
+            else:
+                Counts.answers += 1
+                self.transport.write(CHAT)
         elif path.endswith(b"/embeddings"):
-            answer = EMBEDDINGS_BASE64 if b'"base64"' in request else EMBEDDINGS_FLOAT
+            answer, count = embeddings_answer(request)
+            Counts.answers += count
+            self.transport.write(answer)
         elif path == b"/count":
             self.transport.write(json_answer({"answers": Counts.answers, "events": Counts.events}))
-            return
         else:
             self.transport.write(MODELS)
-            return
-        Counts.answers += 1
-        self.transport.write(answer)
 
     def stream(self, form: re.Match[bytes] | None) -> None:
         events, pause_ms = (int(form[1]), int(form[2])) if form else (1, 0)
@@ -150,8 +195,9 @@ class Upstream(asyncio.Protocol):
             self.transport.write(STREAM_HEAD + STREAM_END)
             self.ended()
         else:
-            self.transport.write(STREAM_HEAD)
-            self.send_later(events, pause_ms / 1000)
+            Counts.events += 1
+            self.transport.write(STREAM_HEAD + EVENT)
+            self.send_later(events - 1, pause_ms / 1000)
 
     def send_later(self, left: int, pause_s: float) -> None:
         self.timer = self.loop.call_later(pause_s, self.send, left, pause_s)
