@@ -35,8 +35,8 @@ _AFTER_TROUBLE_S = 0.5
 _IDLE_S = 5.0
 # In one exchange, so that nobody who comes meanwhile waits for long; the rest goes with the next.
 _AT_ONCE_MAX = 1_000
-# Of what can wait, where somebody waits.
-_BESIDE_MAX = 100
+# Of what can wait: where nobody waits, and where somebody does.
+_ALONE_MAX, _BESIDE_MAX = 300, 100
 # Leases that are looked at in each round, or as many that all had their turn after some rounds.
 _TIDIED_AT_ONCE = 1_000
 _TIDY_ROUNDS = 30
@@ -244,7 +244,7 @@ class Books:
         return served, needs
 
     async def _exchange(self, needs: Mapping[Account, int]) -> None:
-        beside = _BESIDE_MAX if needs else _AT_ONCE_MAX
+        beside = _BESIDE_MAX if needs else _ALONE_MAX
         self._has_more = len(self._due) > len(needs) + beside or len(self._unreported) > beside
         asks, rows = self._asks(needs, beside), self._reports(beside)
         asked_at = self.boot_s()
