@@ -10,8 +10,9 @@ import hashlib
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import httpx
 import openai
 import pytest
 
+from router.store.sqlite_schema import APPLICATION_ID
 from router.types import Price
 from tests.e2e.conftest import Running, daemon
+from tests.e2e.test_daemon import rungway
 from tests.fakes.metered import Metered
 from tests.fakes.upstream import FakeUpstream
 from tests.store.server import ValkeyServer
@@ -209,3 +212,49 @@ async def test_after_any_number_of_crashes_nothing_is_lost_and_nothing_passes_th
             assert after["in_doubt"] == after["held"] == after["silent"] == 0
             assert 0.95 * limit <= after["settled"] <= limit
             print(f"{CRASHES} crashes: billed {meter.bill(PRICE)}, before {before}, after {after}")
+
+
+# --- a state that cannot be used ----------------------------------------------------------------
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5_000)
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        database.execute("PRAGMA user_version=999")
+
+
+def of_another_program(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE notes (text)")
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (damaged, "it is damaged"),
+        (newer, "written by a newer Rungway"),
+        (of_another_program, "the database of another program"),
+        (a_folder, "it is a folder"),
+    ],
+)
+def test_a_state_that_cannot_be_used_stops_the_start_with_clear_words_and_is_left_alone(
+    spoil: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.db"
+    spoil(path)
+    before = path.read_bytes() if path.is_file() else b""
+    config = write_config(tmp_path, "http://127.0.0.1:9", tokens=1, state=f"sqlite://{path}")
+    code, said, complaint = rungway("serve", "--port", "0", "--config", str(config), cwd=tmp_path)
+    assert code == 1
+    assert words in complaint
+    assert str(path) in complaint
+    assert "Traceback" not in complaint + said
+    assert before == (path.read_bytes() if path.is_file() else b"")

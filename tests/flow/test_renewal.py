@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from router.errors import QuotaUsedUp, RateLimited
+from router.errors import QuotaUsedUp, RateLimited, StateUnavailable
+from router.flow.ledger import Hold, Ledger
 from router.flow.opening import open_ledger
+from router.flow.renewal import Books
 from router.flow.tasks import Tasks
 from router.store.base import StateRefused
+from router.store.journal import Journal
 from router.store.sqlite import SqliteStore
-from router.types import Usage
-from tests.flow.test_ledger import A_TOKEN, desk, key
+from router.types import Key, Usage
+from tests.flow.test_ledger import A_TOKEN, DAY, PRICE, RUNG, desk, key
 
 
 async def test_a_sessions_share_outlives_the_process_that_spent_it() -> None:
@@ -81,3 +84,47 @@ async def test_a_clock_set_back_within_the_day_finds_the_minute_it_shows() -> No
             await d.admit(limited)
         d.now[0] -= 1
         d.ledger.leave(await d.admit(limited), "l")
+
+
+async def test_a_full_journal_refuses_who_is_limited_until_there_is_room(tmp_path: Path) -> None:
+    store = await SqliteStore.open(None)
+    boot = [1_000.0]
+    books = Books(store, "p", lambda: boot[0], lambda: DAY)
+    ledger, tasks = Ledger(books, lambda: DAY), Tasks()
+    # Both sizes are those of a page: it cannot grow.
+    journal = Journal.create(
+        tmp_path, "p", totals_of=books.totals_of, bytes_min=4_096, bytes_max=4_096
+    )
+    await books.start(journal)
+    tasks.spawn(books.run(), "books")
+    limited, free = key(usd_per_day=10**9), Key("free")
+
+    async def hold(of: Key) -> Hold:
+        admission = await ledger.admit(of, 1)
+        return await ledger.hold(admission, "l", RUNG, PRICE, input_tokens=1, output_tokens=0)
+
+    held = []
+    with pytest.raises(StateUnavailable, match="cannot grow"):
+        for _ in range(200):
+            held.append(await hold(limited))
+    (lease,) = ledger.purse(limited).money
+    assert lease.held == len(held) * A_TOKEN
+    with pytest.raises(StateUnavailable):
+        ledger.grow(held[0], input_tokens=2, output_tokens=0)
+    assert lease.held == len(held) * A_TOKEN
+    # Nothing is refused for the sake of who has no limit; a crash would leave it out.
+    ledger.settle(await hold(free), Usage(1, 0), answered=True)
+    for one in held:
+        ledger.settle(one, Usage(1, 0), answered=True)
+    assert lease.held == 0
+    boot[0] += 11
+    ledger.settle(await hold(free), Usage(1, 0), answered=True)
+    ledger.settle(await hold(limited), Usage(1, 0), answered=True)
+    await tasks.aclose()
+    await books.end()
+    lines = await store.usage(["key"], key=None, since=0, until=2**40)
+    assert {line.group: line.totals.settled for line in lines} == {
+        ("free",): 2 * A_TOKEN,
+        ("k",): (len(held) + 1) * A_TOKEN,
+    }
+    await store.aclose()
