@@ -54,6 +54,8 @@ def _start(library: Any, *, for_vectors: bool) -> Any:
     params.use_jinja = True
     if for_vectors:
         params.embedding = True
+        # Without it, of a list's texts of several lengths the longer are pooled in part only.
+        params.kv_unified = True
         # An input longer than the physical batch is an error to llama.cpp.
         params.n_batch = params.n_ubatch = CONTEXT_TOKENS
         params.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN

@@ -32,7 +32,14 @@ from router.core.batch import (
     shares_of,
     split_exactly,
 )
-from router.errors import Draining, RouterError, UpstreamBroken, UpstreamBusy, UpstreamError
+from router.errors import (
+    Draining,
+    RouterError,
+    UpstreamBroken,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamTooLarge,
+)
 from router.flow.gate import NotLetIn
 from router.flow.tasks import Tasks
 from router.types import Embeddings, Usage
@@ -296,7 +303,9 @@ class Batcher:
     ) -> list[list[Item[_Caller]]]:
         """What is still to be asked after a failure; else its callers have heard of it."""
         items = self._wanted(lane, batch, items)
-        guilty = len(callers_of(items)) <= 1 or len(items) == 1
+        # One caller's mistake is all of its call's; a size may be that of all inputs together.
+        is_size = isinstance(error, UpstreamTooLarge)
+        guilty = len(items) == 1 or (len(callers_of(items)) <= 1 and not is_size)
         if is_searched(error) and not guilty:
             first, second = halves(items)
             return [second, first]

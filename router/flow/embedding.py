@@ -131,6 +131,11 @@ class Batches:
     def counts(self) -> Counts:
         return self._batcher.counts
 
+    @property
+    def lanes(self) -> int:
+        """How many lanes have something waiting or under way."""
+        return len(self._batcher)
+
     async def embed(
         self,
         backend: Backend,
