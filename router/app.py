@@ -62,11 +62,15 @@ Maker = Callable[[str, Any, HttpClient, Mapping[str, str]], Backend]
 async def open_shared(
     config: Config,
     environ: Mapping[str, str],
-    write_line: Callable[[bytes], None],
+    write_lines: Callable[[bytes], None],
     tasks: Tasks,
     events: Events | None = None,
+    later: Callable[[Callable[[], None]], object] | None = None,
 ) -> Shared:
-    """What outlives every configuration, its state opened. Raises StateRefused."""
+    """What outlives every configuration, its state opened. Raises StateRefused.
+
+    `later` is the log lines' (`flow/observe.py`).
+    """
     events = events or Events()
     state = config.state
     password = read_secret(state.password, environ) if state.password else None
@@ -105,7 +109,7 @@ async def open_shared(
         issuer=Issuer(store, keys, time.time),
         reuse=Reuse(cache, Once(store, ledger, tasks, books.process), ledger, tasks),
         batches=Batches(Batcher(tasks, time.monotonic)),
-        observer=Observer(write_line, time.time),
+        observer=Observer(write_lines, time.time, later),
         tasks=tasks,
         clock=time.monotonic,
         events=events,
@@ -122,11 +126,14 @@ def _journals(url: str, environ: Mapping[str, str]) -> Path | None:
 
 async def close_shared(shared: Shared) -> None:
     """Book what is left, once no call is under way."""
-    if (tier := shared.reuse.cache.tier) is not None:
-        await tier.flush(_FLUSH_S)
-    await shared.tasks.aclose()
-    await shared.books.end()
-    await shared.store.aclose()
+    try:
+        if (tier := shared.reuse.cache.tier) is not None:
+            await tier.flush(_FLUSH_S)
+        await shared.tasks.aclose()
+        await shared.books.end()
+        await shared.store.aclose()
+    finally:
+        shared.observer.flush()
 
 
 def make_service(

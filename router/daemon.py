@@ -41,6 +41,8 @@ _log = logging.getLogger("rungway")
 BACKLOG = 1024
 # Calls of a replaced configuration may still use its backends for this long.
 _RETIRE_S = 900.0
+# A line of the log may be so old when it is written.
+_LINES_WAIT_S = 0.1
 # For the last error events of calls that the drain could not wait for.
 _LAST_WORDS_S = 1.0
 
@@ -83,9 +85,15 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until told to stop. Raises StartError."""
+        loop = asyncio.get_running_loop()
         try:
             shared = await open_shared(
-                self._config, self._environ, write_to_stderr, self.tasks, self.events
+                self._config,
+                self._environ,
+                write_to_stderr,
+                self.tasks,
+                self.events,
+                later=lambda write: loop.call_later(_LINES_WAIT_S, write),
             )
         except StateRefused as error:
             await self.tasks.aclose()

@@ -5,13 +5,16 @@ and rungs are the configuration's names, outcomes our own words. The counters ar
 collector turns them into Prometheus samples when somebody scrapes (`api/metrics.py`), since a
 client library's `labels().observe()` costs over a microsecond.
 
-`Observer.record` never raises, and counts before it writes: no log line is worth an answer.
+`Observer.record` never raises, and counts before it writes: no log line is worth an answer. Lines
+are written some at a time and in order; who kills the process loses those of the last moments, and
+no more than `_LINES_BYTES_MAX` of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import select
 import sys
 from bisect import bisect_left
 from collections import defaultdict
@@ -47,6 +50,8 @@ TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
 
 # How a call is answered for which no model was asked.
 _WITHOUT_MODEL = frozenset({"hit", "joined"})
+# What one write puts into a pipe whole, so that no other worker's line comes between.
+_LINES_BYTES_MAX = select.PIPE_BUF
 # A client may ask for a path of any length.
 _ROUTE_CHARS_MAX = 200
 # Outcomes are words of ours, but the code of an error may have come from further away.
@@ -118,6 +123,39 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def add(self, other: Histogram) -> None:
+        """`other` has the same bounds."""
+        self.counts = [mine + more for mine, more in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+class _Kind:
+    """What calls that ended alike have in common, counted once; the metrics show it in many ways.
+
+    `last` is the rung that answered, or the last one tried.
+    """
+
+    __slots__ = ("durations", "first_tokens", "input_tokens", "last", "output_tokens")
+
+    def __init__(self, last: Rung | None) -> None:
+        self.last = last
+        self.durations = Histogram()
+        self.first_tokens = Histogram()
+        self.input_tokens = Histogram(TOKEN_BUCKETS)
+        self.output_tokens = Histogram(TOKEN_BUCKETS)
+
+    def count(self, record: Record) -> None:
+        self.durations.observe(record.total_s)
+        if record.first_token_s is not None:
+            self.first_tokens.observe(record.first_token_s)
+        if record.usage is not None:
+            self.input_tokens.observe(record.usage.input_tokens)
+            self.output_tokens.observe(record.usage.output_tokens)
+
 
 class GenAiCounts:
     """What OpenTelemetry's GenAI conventions define for a client of models, which a router is.
@@ -133,33 +171,39 @@ class GenAiCounts:
         )
         self.first_chunks: dict[tuple[str, str, str, str], Histogram] = defaultdict(Histogram)
 
-    def count(self, record: Record, rung: Rung, outcome: str) -> None:
-        """`rung` is the one that answered, or the last one tried."""
-        labels = (record.task, rung.backend, record.ladder, rung.model)
-        error = "" if outcome == "ok" else outcome
-        self.durations[*labels, error].observe(record.total_s)
-        if record.first_token_s is not None:
-            self.first_chunks[labels].observe(record.first_token_s)
-        if record.usage is not None:
-            self.tokens[*labels, "input"].observe(record.usage.input_tokens)
-            if record.task == Task.CHAT.value:
-                self.tokens[*labels, "output"].observe(record.usage.output_tokens)
+    def add(self, ladder: str, task: str, outcome: str, last: Rung, kind: _Kind) -> None:
+        labels = (task, last.backend, ladder, last.model)
+        self.durations[*labels, "" if outcome == "ok" else outcome].add(kind.durations)
+        if kind.first_tokens.count:
+            self.first_chunks[labels].add(kind.first_tokens)
+        if kind.input_tokens.count:
+            self.tokens[*labels, "input"].add(kind.input_tokens)
+            if task == Task.CHAT.value:
+                self.tokens[*labels, "output"].add(kind.output_tokens)
 
 
 class Observer:
-    """Takes a record of every call. `write_line` gets one line of JSON, newline included."""
+    """Takes a record of every call. `write_lines` gets whole lines of JSON.
+
+    `later` is asked to call back when lines that wait have waited for long enough; without it none
+    waits.
+    """
 
     def __init__(
-        self, write_line: Callable[[bytes], None], wall_clock: Callable[[], float]
+        self,
+        write_lines: Callable[[bytes], None],
+        wall_clock: Callable[[], float],
+        later: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        self._write_line = write_line
+        self._write_lines = write_lines
         self._wall_clock = wall_clock
-        self.calls: dict[tuple[str, str, str], int] = defaultdict(int)
+        self._later = later
+        self._lines: list[bytes] = []
+        self._lines_bytes = 0
+        self._is_due = False
+        # By ladder, task, outcome, the rung that answered and the last one tried.
+        self._kinds: dict[tuple[str, str, str, str, str], _Kind] = {}
         self.attempts: dict[tuple[str, str], int] = defaultdict(int)
-        self.tokens: dict[tuple[str, str, str], int] = defaultdict(int)
-        self.durations: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
-        self.first_tokens: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
-        self.gen_ai = GenAiCounts()
         self.in_flight = 0
         self.lines_lost = 0
 
@@ -167,27 +211,89 @@ class Observer:
         """Count a call that has ended, then write its line. Never raises."""
         rung = record.rung.name if record.rung is not None else ""
         self._count(record, rung)
+        self._put(self._line(record, rung))
+
+    def flush(self) -> None:
+        """Write the lines that wait. Never raises."""
+        lines, self._lines, self._lines_bytes = self._lines, [], 0
+        if not lines:
+            return
         try:
-            self._write_line(self._line(record, rung))
+            self._write_lines(b"".join(lines))
         except (OSError, ValueError):
             # The log's reader is gone, or its disk is full.
-            self.lines_lost += 1
+            self.lines_lost += len(lines)
+
+    @property
+    def calls(self) -> dict[tuple[str, str, str], int]:
+        """Calls by ladder, rung and outcome."""
+        found: dict[tuple[str, str, str], int] = defaultdict(int)
+        for (ladder, _, outcome, rung, _), kind in self._kinds.items():
+            found[ladder, rung, outcome] += kind.durations.count
+        return found
+
+    @property
+    def tokens(self) -> dict[tuple[str, str, str], int]:
+        """Tokens by ladder, rung, and whether they went in or out."""
+        found: dict[tuple[str, str, str], int] = defaultdict(int)
+        for (ladder, _, _, rung, _), kind in self._kinds.items():
+            if kind.input_tokens.count:
+                found[ladder, rung, "input"] += int(kind.input_tokens.total)
+                found[ladder, rung, "output"] += int(kind.output_tokens.total)
+        return found
+
+    @property
+    def durations(self) -> dict[tuple[str, str], Histogram]:
+        """How long calls took, by ladder and task."""
+        found: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        for (ladder, task, *_), kind in self._kinds.items():
+            if ladder:
+                found[ladder, task].add(kind.durations)
+        return found
+
+    @property
+    def first_tokens(self) -> dict[tuple[str, str], Histogram]:
+        """When streams said their first, by ladder and rung."""
+        found: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        for (ladder, _, _, rung, _), kind in self._kinds.items():
+            if kind.first_tokens.count:
+                found[ladder, rung].add(kind.first_tokens)
+        return found
+
+    @property
+    def gen_ai(self) -> GenAiCounts:
+        counts = GenAiCounts()
+        for (ladder, task, outcome, _, _), kind in self._kinds.items():
+            if kind.last is not None:
+                counts.add(ladder, task, outcome, kind.last, kind)
+        return counts
 
     def _count(self, record: Record, rung: str) -> None:
-        outcome = _outcome(record.error)
-        self.calls[record.ladder, rung, outcome] += 1
         for attempt in record.attempts:
             self.attempts[attempt.rung.name, attempt.cause or "ok"] += 1
-        if record.ladder:
-            self.durations[record.ladder, record.task].observe(record.total_s)
-        if record.first_token_s is not None:
-            self.first_tokens[record.ladder, rung].observe(record.first_token_s)
-        if record.usage is not None:
-            self.tokens[record.ladder, rung, "input"] += record.usage.input_tokens
-            self.tokens[record.ladder, rung, "output"] += record.usage.output_tokens
         last = record.rung or (record.attempts[-1].rung if record.attempts else None)
-        if last is not None and (record.attempts or record.cache not in _WITHOUT_MODEL):
-            self.gen_ai.count(record, last, outcome)
+        tried = "" if last is None else last.name
+        key = (record.ladder, record.task, _outcome(record.error), rung, tried)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = _Kind(last)
+        kind.count(record)
+
+    def _put(self, line: bytes) -> None:
+        """Have a line written, soon and behind those before it."""
+        if self._lines_bytes + len(line) > _LINES_BYTES_MAX:
+            self.flush()
+        self._lines.append(line)
+        self._lines_bytes += len(line)
+        if self._later is None:
+            self.flush()
+        elif not self._is_due:
+            self._is_due = True
+            self._later(self._when_due)
+
+    def _when_due(self) -> None:
+        self._is_due = False
+        self.flush()
 
     def _line(self, record: Record, rung: str) -> bytes:
         line: Json = {
@@ -241,6 +347,6 @@ def _plain(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def write_to_stderr(line: bytes) -> None:
-    sys.stderr.buffer.write(line)
+def write_to_stderr(lines: bytes) -> None:
+    sys.stderr.buffer.write(lines)
     sys.stderr.buffer.flush()

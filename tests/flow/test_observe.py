@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -100,3 +102,99 @@ def test_embeddings_put_no_tokens_out_and_what_was_not_tried_is_no_operation() -
     assert [labels[-1] for labels in watching.gen_ai.tokens] == ["input"]
     watching.record(Record("id", "/nowhere", status=404, error="unknown_url"))
     assert len(watching.gen_ai.durations) == 1
+
+
+class Later:
+    """What was asked to be called back, until it is."""
+
+    def __init__(self) -> None:
+        self.asked: list[Callable[[], None]] = []
+
+    def __call__(self, callback: Callable[[], None]) -> None:
+        self.asked.append(callback)
+
+    def comes(self) -> None:
+        asked, self.asked = self.asked, []
+        for callback in asked:
+            callback()
+
+
+def ids(written: list[bytes]) -> list[str]:
+    return [orjson.loads(line)["id"] for line in b"".join(written).splitlines()]
+
+
+def test_lines_wait_for_each_other_and_keep_their_order() -> None:
+    written: list[bytes] = []
+    later = Later()
+    watching = Observer(written.append, lambda: 0.0, later)
+    for number in range(3):
+        watching.record(Record(f"call {number}", "/"))
+    assert not written
+    assert len(later.asked) == 1
+    later.comes()
+    assert len(written) == 1
+    assert ids(written) == ["call 0", "call 1", "call 2"]
+    later.comes()
+    watching.record(Record("call 3", "/"))
+    later.comes()
+    assert ids(written)[3:] == ["call 3"]
+
+
+def test_no_more_waits_than_a_pipe_takes_whole() -> None:
+    """Which is also all that a kill may lose, and one worker's lines stay apart from another's."""
+    written: list[bytes] = []
+    later = Later()
+    watching = Observer(written.append, lambda: 0.0, later)
+    wanted = [f"call {number}" for number in range(100)]
+    for call_id in wanted:
+        watching.record(Record(call_id, "/"))
+    assert all(len(lines) <= select.PIPE_BUF and lines.endswith(b"\n") for lines in written)
+    assert len(later.asked) == 1
+    assert ids(written) == wanted[: len(ids(written))]
+    line_bytes = len(written[0].splitlines(keepends=True)[0])
+    assert (len(wanted) - len(ids(written))) * line_bytes <= select.PIPE_BUF
+    watching.flush()
+    assert ids(written) == wanted
+    watching.flush()
+    assert all(written)
+
+
+def test_a_line_longer_than_a_pipe_takes_goes_alone() -> None:
+    written: list[bytes] = []
+    watching = Observer(written.append, lambda: 0.0, Later())
+    attempts = [AttemptRecord(Rung("gpu", f"model-{number}")) for number in range(200)]
+    watching.record(Record("short", "/"))
+    watching.record(answered(attempts=attempts))
+    watching.record(Record("short", "/"))
+    watching.flush()
+    assert [len(lines.splitlines()) for lines in written] == [1, 1, 1]
+
+
+def test_lines_that_are_lost_together_are_counted_one_by_one() -> None:
+    def fail(_: bytes) -> None:
+        raise BrokenPipeError("gone")
+
+    watching = Observer(fail, lambda: 0.0, Later())
+    for _ in range(3):
+        watching.record(answered())
+    watching.flush()
+    assert watching.lines_lost == 3
+
+
+def test_one_count_of_a_call_shows_in_every_metric() -> None:
+    watching = observer([])
+    watching.record(answered())
+    watching.record(answered(rung=None, usage=None, first_token_s=None, error="no_rung_left"))
+    watching.record(answered(attempts=[AttemptRecord(RUNG)], usage=Usage(1, 2)))
+    watching.record(Record("id", "/nowhere", status=404, error="unknown_url"))
+    rung = RUNG.name
+    assert watching.calls == {
+        ("chat", rung, "ok"): 2,
+        ("chat", "", "no_rung_left"): 1,
+        ("", "", "unknown_url"): 1,
+    }
+    assert watching.tokens == {("chat", rung, "input"): 6, ("chat", rung, "output"): 72}
+    assert watching.attempts == {("hf/x", "busy"): 2, (rung, "ok"): 3}
+    assert {key: one.count for key, one in watching.durations.items()} == {("chat", "chat"): 3}
+    assert {key: one.count for key, one in watching.first_tokens.items()} == {("chat", rung): 2}
+    assert watching.durations["chat", "chat"].total == 1.5
