@@ -24,6 +24,7 @@ from router.errors import (
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
+    UpstreamTooLarge,
 )
 from router.flow.batcher import Batcher, Tab
 from router.flow.gate import NotLetIn
@@ -298,6 +299,14 @@ async def test_a_lone_caller_s_mistake_is_not_searched(house: House) -> None:
     with pytest.raises(PromptTooLong):
         await house.call("a", "b", "c")
     assert len(house.upstream.requests) == 1
+
+
+async def test_what_is_too_large_as_a_whole_is_halved_for_a_lone_caller_too(house: House) -> None:
+    house.upstream.is_open = True
+    house.upstream.bad["b"] = UpstreamTooLarge("at most one")
+    with pytest.raises(UpstreamTooLarge):
+        await house.call("a", "b", "c")
+    assert house.upstream.requests == [["a", "b", "c"], ["a"], ["b", "c"], ["b"]]
 
 
 async def test_a_bad_input_of_two_callers_is_both_s(house: House) -> None:
