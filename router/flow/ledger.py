@@ -329,7 +329,7 @@ class Ledger:
     def _take(self, wants: Wants) -> None:
         for lease, amount in wants:
             lease.held += amount
-            self._books.used(lease)
+        self._books.drawn(wants)
 
     def _more(self, hold: Hold, input_tokens: int, output_tokens: int) -> Wants:
         nanousd = accounts.cost(hold.price, input_tokens, output_tokens) - hold.nanousd

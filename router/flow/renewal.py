@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
@@ -38,7 +38,7 @@ _AT_ONCE_MAX = 1_000
 # Of what can wait: where nobody waits, and where somebody does.
 _ALONE_MAX, _BESIDE_MAX = 300, 100
 # Leases that are looked at in each round, or as many that all had their turn after some rounds.
-_TIDIED_AT_ONCE = 1_000
+_TIDIED_AT_ONCE, _TIDY_EVERY_S = 1_000, 0.1
 _TIDY_ROUNDS = 30
 # A refusal of the store is not questioned again for so long.
 _SURE_S = 1.0
@@ -69,9 +69,10 @@ class Books:
         self.version = 0
         self.live = 1
         self._leases: dict[Account, Lease] = {}
-        self._due: dict[Account, Lease] = {}
+        # In the order in which they came: a plain dict looks through all that went before.
+        self._due: OrderedDict[Account, Lease] = OrderedDict()
         self._rows: dict[RowKey, Row] = {}
-        self._unreported: dict[RowKey, Row] = {}
+        self._unreported: OrderedDict[RowKey, Row] = OrderedDict()
         self._number = 0
         self._current_until = 0.0
         self._rewrite_after = 0.0
@@ -79,6 +80,7 @@ class Books:
         self._waiting: deque[tuple[asyncio.Future[None], Wants]] = deque()
         self._wake = asyncio.Event()
         self._has_more = False
+        self._tidy_at = 0.0
         self._order: deque[Lease] = deque()
         self._row_order: deque[Row] = deque()
         self._rows_of: dict[str, list[Row]] = {}
@@ -106,13 +108,15 @@ class Books:
         """What was spent or held of it has changed."""
         self._due[lease.account] = lease
 
-    def used(self, lease: Lease) -> None:
-        """A hold was drawn from it: ask for the next block before this one is used up."""
-        lease.used_at = self.boot_s()
-        if lease.room < lease.low and lease.free:
-            lease.low = 0
-            self._due[lease.account] = lease
-            self._wake.set()
+    def drawn(self, wants: Wants) -> None:
+        """Holds were drawn from these: ask for the next block before this one is used up."""
+        now = self.boot_s()
+        for lease, _ in wants:
+            lease.used_at = now
+            if lease.granted - lease.spent - lease.held < lease.low and lease.free:
+                lease.low = 0
+                self._due[lease.account] = lease
+                self._wake.set()
 
     def totals_of(self, key: RowKey) -> Totals | None:
         """What is counted in a row so far; None: nothing."""
