@@ -131,11 +131,12 @@ async def gain(quick: bool) -> None:
         _line(words, f"{len(model.embeds)} requests upstream in all")
     async with _serving() as (house, model, _):
         said = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
-        for path, body in (
+        asks: tuple[tuple[str, dict[str, Any]], ...] = (
             ("/v1/chat/completions", said),
             ("/v1/chat/completions", {**said, "stream": True}),
             ("/v1/embeddings", {"model": "embed", "input": ["a", "b"]}),
-        ):
+        )
+        for path, body in asks:
             before = len(model.chats) + len(model.embeds)
             body["seed" if "messages" in body else "made_up"] = before
             answers = await asyncio.gather(*(house.post(path, body) for _ in range(1000)))
