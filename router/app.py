@@ -100,6 +100,8 @@ async def open_shared(
     events.on("cache_drop", cache.hear)
     if tier is not None and tier.is_shared:
         tasks.spawn(tier.watch_forever(cache.groups, cache.drop_from_memory), "watch the cache")
+    observer = Observer(write_lines, time.time, later)
+    once = Once(store, ledger, tasks, observer, books.process)
     return Shared(
         board=Board(time.monotonic, tell=lambda event: events.publish("board", event)),
         store=store,
@@ -107,9 +109,9 @@ async def open_shared(
         ledger=ledger,
         keys=keys,
         issuer=Issuer(store, keys, time.time),
-        reuse=Reuse(cache, Once(store, ledger, tasks, books.process), ledger, tasks),
+        reuse=Reuse(cache, once, ledger, tasks, observer),
         batches=Batches(Batcher(tasks, time.monotonic)),
-        observer=Observer(write_lines, time.time, later),
+        observer=observer,
         tasks=tasks,
         clock=time.monotonic,
         events=events,

@@ -84,9 +84,10 @@ class Exchange:
             return _NO_WISHES
         again = None
         if name is not None:
-            if not 0 < len(name) <= _IDEMPOTENCY_CHARS_MAX:
+            # Bytes that are no UTF-8 come as lone surrogates, which no store can write.
+            if not 0 < len(name) <= _IDEMPOTENCY_CHARS_MAX or not name.isprintable():
                 raise BadRequest(
-                    f"Idempotency-Key must have 1 to {_IDEMPOTENCY_CHARS_MAX} characters",
+                    f"Idempotency-Key must have 1 to {_IDEMPOTENCY_CHARS_MAX} printable characters",
                     code="invalid_idempotency_key",
                 )
             again = Again(name, fingerprint(self.record.route, self._body))

@@ -112,7 +112,8 @@ class Gateway:
         finally:
             if record.task or record.error:
                 record.total_s = exchange.elapsed_s()
-                self.shared.observer.record(record)
+                if not record.goes_on:
+                    self.shared.observer.record(record)
 
     def refuse(self, error: RouterError) -> web.Response:
         """The answer to bytes that are no request, with an id and a line of its own."""

@@ -64,7 +64,7 @@ Host = Annotated[
 ]
 Text = Annotated[
     str,
-    Meta(pattern=r"^[^\x00-\x1f\x7f]{1,4096}\Z", description="a line of text"),
+    Meta(pattern=r"^[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}\Z", description="a line of text"),
 ]
 Template = Annotated[str, Meta(max_length=65_536)]
 Sha256 = Annotated[

@@ -18,7 +18,7 @@ import orjson
 
 from router.errors import IdempotencyKeyReused, RateLimited, StateUnavailable
 from router.flow.ledger import Ledger
-from router.flow.observe import Record
+from router.flow.observe import Observer, Record
 from router.flow.sharing import Served, SharedSink, Sharing
 from router.flow.sink import Provenance, Sink
 from router.flow.tasks import Tasks
@@ -49,10 +49,12 @@ def fingerprint(route: str, body: bytes) -> str:
 class Once:
     """`process` is the id that claims are made under."""
 
-    def __init__(self, store: AnswerStore, ledger: Ledger, tasks: Tasks, process: str) -> None:
+    def __init__(
+        self, store: AnswerStore, ledger: Ledger, tasks: Tasks, observer: Observer, process: str
+    ) -> None:
         self._store = store
         self._process = process
-        self._sharing = Sharing(ledger, tasks)
+        self._sharing = Sharing(ledger, tasks, observer)
         self._tasks = tasks
         # The request under each name, as long as somebody waits for it or it is read to its end.
         self._under_way: dict[bytes, str] = {}
@@ -77,12 +79,15 @@ class Once:
 
         async def work(shared: SharedSink, own: Record) -> None:
             self._working.add(flight_key)
+            task = asyncio.current_task()
+            assert task is not None
+            # Of a call whose callers have left, once its flight has ended; the others do it
+            # themselves.
+            task.add_done_callback(lambda _: self._forget(flight_key))
             try:
                 await self._claim_and_run(owner, call, again, shared, own, run)
             finally:
                 self._working.remove(flight_key)
-                # Of a call whose callers have left; the others do it themselves.
-                asyncio.get_running_loop().call_soon(self._forget, flight_key)
 
         self._under_way[flight_key] = again.fingerprint
         try:

@@ -71,6 +71,8 @@ class Record:
     """All that is noted of one call. Times are seconds since the call arrived.
 
     `usage` and `nanousd` are of all its attempts; `admission` is what they are charged to.
+    `goes_on`: its caller has left and its work has not ended; whoever reads that to its end has it
+    written.
     """
 
     call_id: str
@@ -85,6 +87,7 @@ class Record:
     usage: Usage | None = None
     nanousd: int = 0
     admission: Admission | None = None
+    goes_on: bool = False
     cache: str = "bypass"
     cached_inputs: int = 0
     inputs: int = 0

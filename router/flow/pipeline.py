@@ -125,9 +125,12 @@ class Pipeline:
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
-        under_way = self._serving | self._reuse.draining
-        if under_way:
-            await asyncio.wait(under_way, timeout=limit_s)
+        ends_at = self._clock() + limit_s
+        # Who leaves meanwhile may leave something behind that is read to its end.
+        while under_way := self._serving | self._reuse.draining:
+            _, late = await asyncio.wait(under_way, timeout=max(0.0, ends_at - self._clock()))
+            if late:
+                break
         self._is_ending = True
         for task in self._serving | self._reuse.draining:
             task.cancel()

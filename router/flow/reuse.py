@@ -21,7 +21,7 @@ from router.flow.cache import Cache, CacheRules, Kept, Slot
 from router.flow.embedding import Vectors
 from router.flow.idempotency import Again, Once
 from router.flow.ledger import Ledger
-from router.flow.observe import Record
+from router.flow.observe import Observer, Record
 from router.flow.sharing import KEPT_BYTES_MAX, Served, SharedSink, Sharing
 from router.flow.sink import Provenance, Sink
 from router.flow.tasks import Tasks
@@ -44,9 +44,11 @@ class Wishes:
 class Reuse:
     """For the calls of all configurations of this process."""
 
-    def __init__(self, cache: Cache, once: Once, ledger: Ledger, tasks: Tasks) -> None:
+    def __init__(
+        self, cache: Cache, once: Once, ledger: Ledger, tasks: Tasks, observer: Observer
+    ) -> None:
         self.cache = cache
-        self._sharing = Sharing(ledger, tasks)
+        self._sharing = Sharing(ledger, tasks, observer)
         self._once = once
 
     @property

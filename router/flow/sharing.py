@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from router.errors import InternalFault, RouterError, UpstreamBroken
 from router.flow.ledger import Admission, Ledger
-from router.flow.observe import Record
+from router.flow.observe import Observer, Record
 from router.flow.single_flight import Flight, GoAlone, Seat, SingleFlight
 from router.flow.sink import Provenance, Sink
 from router.flow.tasks import Tasks
@@ -129,7 +129,7 @@ class SharedSink:
         if before is None:
             if provenance.clamped_to != self._clamped_to:
                 self.keep_for_payer()
-        elif before.rung != provenance.rung:
+        elif before is not provenance and before.rung != provenance.rung:
             self._kept = None
 
     def _keep(self, frames: bytes) -> None:
@@ -151,9 +151,10 @@ Work = Callable[[SharedSink, Record], Awaitable[None]]
 class Sharing:
     """The flights of one kind, and what goes on in them for nobody."""
 
-    def __init__(self, ledger: Ledger, tasks: Tasks) -> None:
+    def __init__(self, ledger: Ledger, tasks: Tasks, observer: Observer) -> None:
         self._ledger = ledger
         self._tasks = tasks
+        self._observer = observer
         self._flights: SingleFlight[Payer, Served] = SingleFlight(tasks, hand_over(ledger))
         self.draining: set[asyncio.Task[Any]] = set()
 
@@ -200,19 +201,19 @@ class Sharing:
                 return False
             except (asyncio.CancelledError, ConnectionError):
                 if drains and seat.is_payer:
-                    self._drain(seat, payer)
+                    self._drain(seat, payer, record)
                 elif seat.is_alone:
                     await seat.stop(_SETTLE_S)
                 raise
             finally:
-                if seat.is_payer and payer.record is not None:
-                    record.absorb(payer.record)
+                _absorb(seat, record)
         return True
 
-    def _drain(self, seat: SharedSeat, payer: Payer) -> None:
+    def _drain(self, seat: SharedSeat, payer: Payer, record: Record) -> None:
         """Read the rest for nobody: whoever pays has left."""
         payer.admission.parts += 1
         rest = seat.stay(payer)
+        record.goes_on = True
 
         async def read() -> None:
             with rest:
@@ -221,8 +222,14 @@ class Sharing:
                 except (GoAlone, RouterError):
                     # It failed, or somebody else pays for it now: nobody is left to be told.
                     return
+                except asyncio.CancelledError:
+                    if rest.is_alone:
+                        await rest.stop(_SETTLE_S)
+                    raise
                 finally:
                     self._ledger.leave(payer.admission, payer.ladder)
+                    _absorb(rest, record)
+                    self._observer.record(record)
 
         task = self._tasks.spawn(read(), "read an answer to its end")
         self.draining.add(task)
@@ -240,7 +247,10 @@ async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
         await sink.write(b"".join(frames), _told(seat, _shared(seat).provenance))
     if seat.is_cut:
         shared = _shared(seat)
-        await sink.end(shared.cut_frames, _told(seat, shared.provenance))
+        provenance = _told(seat, shared.provenance)
+        record.rung, record.status = provenance.rung, 200
+        await sink.end(shared.cut_frames, provenance)
+        await seat.settled(_SETTLE_S)
         return
     served = await seat.result()
     _note(seat, record)
@@ -252,6 +262,13 @@ async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
         await sink.send_embeddings(served.embeddings, provenance)
     else:
         await sink.end(served.last_frames, provenance)
+
+
+def _absorb(seat: SharedSeat, record: Record) -> None:
+    """What the work used belongs to the call that paid for it in the end."""
+    work = seat.payer.record
+    if seat.is_over and seat.is_payer and work is not None:
+        record.absorb(work)
 
 
 def _note(seat: SharedSeat, record: Record) -> None:

@@ -94,7 +94,7 @@ class Flight(Generic[Payer, Result]):
 
     @property
     def payer(self) -> Payer | None:
-        """Who pays now, or paid when it ended; None: all had left."""
+        """Who pays now, or paid when it ended or was cut; None: all had left."""
         if self.is_over:
             return self._last_payer
         return self._seats[0].payer if self._seats else None
@@ -126,14 +126,15 @@ class Flight(Generic[Payer, Result]):
         return seat
 
     async def write(self, frame: bytes) -> None:
-        """Some more of the stream for all seats. Returns when one of them has read it, so that
-        nothing is read from upstream that nobody wants yet."""
+        """Some more of the stream for all seats. Returns when one of them has read it, or had been
+        waiting for it: what nobody wants yet is not read from upstream."""
         self._frames.append(frame)
         self._bytes += len(frame)
         if self._bytes > self._buffer_bytes_max:
             self._close()
             self._shed()
-        self._wake()
+        if self._wake():
+            return
         self._caught_up = asyncio.get_running_loop().create_future()
         await self._caught_up
 
@@ -150,6 +151,8 @@ class Flight(Generic[Payer, Result]):
         seat = self._seats[0]
         seat.is_cut = True
         self._remove(seat, None)
+        if not self._seats:
+            self._last_payer = seat.payer
         return bool(self._seats)
 
     def leave(self, seat: Seat[Payer, Result]) -> None:
@@ -161,6 +164,11 @@ class Flight(Generic[Payer, Result]):
         self._close()
         if self._task is not None and not self._task.done():
             self._task.cancel()
+            await asyncio.wait({self._task}, timeout=limit_s)
+
+    async def settled(self, limit_s: float) -> None:
+        """Wait until the work that nobody is on board of any more has put its things in order."""
+        if self._task is not None and not self._seats:
             await asyncio.wait({self._task}, timeout=limit_s)
 
     async def tell(self, words: bytes) -> None:
@@ -205,9 +213,9 @@ class Flight(Generic[Payer, Result]):
             for seat in [one for one in self._seats if one.position == read]:
                 self._remove(seat, UpstreamBroken(words))
 
-    def _wake(self) -> None:
-        for seat in self._seats:
-            seat.wake()
+    def _wake(self) -> bool:
+        """Whether somebody was waiting."""
+        return sum(seat.wake() for seat in self._seats) > 0
 
     async def _run(self, work: Callable[[Flight[Payer, Result]], Awaitable[Result | None]]) -> None:
         try:
@@ -220,7 +228,7 @@ class Flight(Generic[Payer, Result]):
             self.error = Draining("Rungway is going down and could not wait for this answer")
         elif (fault := task.exception()) is not None:
             self.error = fault
-        self._last_payer = self.payer
+        self._last_payer = self.payer or self._last_payer
         self.is_over = True
         self._close()
         self._wake()
@@ -261,12 +269,21 @@ class Seat(Generic[Payer, Result]):
         return self._flight.payer is self.payer
 
     @property
+    def is_over(self) -> bool:
+        """Whether the work has ended."""
+        return self._flight.is_over
+
+    @property
     def is_alone(self) -> bool:
         return self._left_at is None and self._flight.seats == 1
 
     async def stop(self, limit_s: float) -> None:
         """The caller wants no more, and nobody else does: the work ends first."""
         await self._flight.stop(limit_s)
+
+    async def settled(self, limit_s: float) -> None:
+        """The caller was cut: where nobody goes on with it, the work ends before this returns."""
+        await self._flight.settled(limit_s)
 
     async def read(self) -> list[bytes]:
         """All frames that came since the last read, [] at the end. Raises what the work raised, or
@@ -318,9 +335,12 @@ class Seat(Generic[Payer, Result]):
         self._left_at, self._reason = self.position, reason
         self.wake()
 
-    def wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+    def wake(self) -> bool:
+        """Whether it was waiting."""
+        if self._waiting is None or self._waiting.done():
+            return False
+        self._waiting.set_result(None)
+        return True
 
     async def _wait(self) -> None:
         self._waiting = asyncio.get_running_loop().create_future()

@@ -125,12 +125,13 @@ async def test_a_call_whose_client_left_is_read_to_its_end_and_kept() -> None:
         while not upstream.count:
             await asyncio.sleep(0)
         first.cancel()
-        await house.idle()
-        assert house.lines[0]["error"] == "client_left"
+        while house.shared.observer.in_flight:
+            await asyncio.sleep(0)
         upstream.go.set()
         status, answer, _ = await ask(house)
         assert (status, answer["choices"][0]["message"]["content"]) == (200, "answer 1")
         assert upstream.count == 1
+        assert [line["error"] for line in house.lines] == ["client_left", None]
 
 
 async def test_what_failed_runs_anew() -> None:
