@@ -153,8 +153,8 @@ def tensorzero() -> Proxy | Missing:
         chat_model="tensorzero::model_name::bench",
         embed_model="tensorzero::embedding_model_name::bench",
     )
-    files = {"tensorzero.toml": _TENSORZERO, "serve.py": _TENSORZERO_SERVE}
-    command = (_bin("python"), "{out}/serve.py", "{out}/tensorzero.toml")
+    files = {"tensorzero.toml": _TENSORZERO, "serve": _TENSORZERO_SERVE}
+    command = (_bin("python"), "{out}/serve", "{out}/tensorzero.toml")
     return _installed(
         "tensorzero",
         lambda version: Proxy(

@@ -49,7 +49,7 @@ class Proxy:
     """Something to measure. `files` are written before, `command` may name their places.
 
     In both, {out} is a directory of its own that is empty at its start, {port}, {side_port} and
-    {upstream} are ports. One that chooses its port itself prints it as its first line.
+    {upstream} are ports. With `prints_port` it chooses its port itself, and prints it as a line.
     """
 
     name: str
@@ -79,13 +79,12 @@ class Proxy:
             log.open("wb") as file,
             pinned_process(command, TESTED_CORE, log=file.fileno(), environ=environ) as process,
         ):
-            port = ports["port"]
-            if self.prints_port:
-                port = _printed_port(process, self.name, log)
-            while not answers(port, self.dialect):
+            port = None if self.prints_port else ports["port"]
+            while port is None or not answers(port, self.dialect):
                 if process.poll() is not None or time.monotonic() > started + _START_S:
                     raise NotStarted(f"{self.name} did not answer; it said: {_last_words(log)}")
                 time.sleep(_POLL_S)
+                port = port or _printed_port(log)
             start_s = time.monotonic() - started
             time.sleep(_SETTLE_S)
             yield Running(process.pid, port, self.dialect, start_s, memory_mib(process.pid))
@@ -97,12 +96,9 @@ def _filled(text: str, places: Mapping[str, str]) -> str:
     return text
 
 
-def _printed_port(process: subprocess.Popen[str], name: str, log: Path) -> int:
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    if not line.isdigit():
-        raise NotStarted(f"{name} told no port; it said: {_last_words(log)}")
-    return int(line)
+def _printed_port(log: Path) -> int | None:
+    lines = log.read_text(errors="replace").split("\n")[:-1]
+    return next((int(line) for line in lines if line.isdigit()), None)
 
 
 def _last_words(log: Path) -> str:
@@ -114,10 +110,10 @@ def pinned_process(
     command: list[str],
     core: int,
     *,
-    log: int = subprocess.DEVNULL,
+    log: int | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process on one core, its stdin and stdout piped. Always ended."""
+    """A process on one core; what it says goes to the log, or is piped. Always ended."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -126,8 +122,8 @@ def pinned_process(
             cwd=ROOT,
             env=environ,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
+            stdout=subprocess.PIPE if log is None else log,
+            stderr=subprocess.DEVNULL if log is None else log,
             text=True,
         )
     finally:

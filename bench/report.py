@@ -107,7 +107,7 @@ def report(figures: Figures, proxies: Sequence[Proxy], runs: int) -> str:
 _NEVER_MEASURED = (
     "TLS, HTTP/2, a network: all is plain HTTP/1.1 over loopback",
     "what routers decide: every proxy has one upstream that never fails",
-    "Envoy, Traefik, Caddy, Portkey, Bifrost: a full table needs more than package registries have",
+    "Envoy, Traefik, Caddy, which only pass bytes through like nginx and haproxy; Portkey",
 )
 
 
@@ -223,7 +223,7 @@ def _trust(figures: Figures) -> Iterable[str]:
         f" {_NOISY:.0%}" + (": **measure again on a quiet machine.**" if noisy else ".")
     )
     idle = {
-        f"{name}, {row}": statistics.median(shares)
+        f"{row}, {name}": statistics.median(shares)
         for row, columns in figures.busy.items()
         for name, shares in columns.items()
         if statistics.median(shares) < 0.9 and not row.startswith("events")

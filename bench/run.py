@@ -66,6 +66,8 @@ ROWS = (
     *("keys", "rungs", "streams", "entries", "workers"),
 )
 _PACE_PER_S = 200.0
+# Of a second; with less to spare than this, a queue is measured.
+_CAPACITY_US = 800_000
 _INPUTS_A_CALL = 2_048
 # A reading is taken again where others had more of the core than this, and the best is kept.
 _FOREIGN_MAX = 0.05
@@ -112,10 +114,10 @@ class Bench:
 
     def proxy(self, proxy: Proxy) -> None:
         """All rows of one proxy, in one life of it. Raises NotStarted."""
-        ours = proxy.name.startswith("rungway")
         costs = [name for name in SHARED_COSTS if name in self.rows]
         if proxy.name == "rungway":
             costs += [name for name in OWN_COSTS if name.partition("-")[0] in self.rows]
+        self.wait_for_quiet()
         with proxy.up(self.upstream_port) as running:
             self.figures.add("start", proxy.name, running.start_s)
             self.figures.add("idle", proxy.name, _megabytes(running.idle_mib))
@@ -130,8 +132,6 @@ class Bench:
         if "memory" in self.rows:
             with self.noted(proxy, "memory"), proxy.up(self.upstream_port) as running:
                 self.memory(proxy.name, running, min(self.pace.streams, proxy.streams_max))
-                if ours:
-                    self.figures.add("start", proxy.name, running.start_s)
 
     @contextlib.contextmanager
     def noted(self, proxy: Proxy, row: str) -> Iterator[None]:
@@ -142,7 +142,9 @@ class Bench:
             if proxy.name.startswith("rungway"):
                 raise
             why = " ".join(str(error).split())[:200]
-            self.figures.not_measured.append(f"{proxy.name}, {row}: {why}")
+            line = f"{proxy.name}, {row}: {why}"
+            if line not in self.figures.not_measured:
+                self.figures.not_measured.append(line)
 
     def cost(self, column: str, running: Running, workload: Workload, row: str = "") -> float:
         row = row or workload.name
@@ -201,6 +203,9 @@ class Bench:
 
     def latency(self, column: str, running: Running) -> None:
         """What the proxy adds to calls at a gentle pace: its quantile less the upstream's own."""
+        cost_us = self.figures.median("chat", column)
+        if cost_us is not None and cost_us * _PACE_PER_S > _CAPACITY_US:
+            raise LoadError(f"{_PACE_PER_S:g} calls a second are more than its core can do")
         self.wait_for_quiet()
         direct, through = clients.latencies(
             (self.upstream_port, running.dialect),
