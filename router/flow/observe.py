@@ -275,6 +275,8 @@ class Observer:
         for attempt in record.attempts:
             self.attempts[attempt.rung.name, attempt.cause or "ok"] += 1
         last = record.rung or (record.attempts[-1].rung if record.attempts else None)
+        if not record.attempts and record.cache in _WITHOUT_MODEL:
+            last = None
         tried = "" if last is None else last.name
         key = (record.ladder, record.task, _outcome(record.error), rung, tried)
         kind = self._kinds.get(key)
