@@ -22,16 +22,24 @@ from router.errors import (
 from router.types import UNKNOWN_ABILITIES, Abilities, Call, Json, Policy, Price, Rung
 
 
+def _untimed() -> float | None:
+    """No stream was timed."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class RungView:
-    """What the board shows of a rung now. `closed`: why it may not be tried, for `wait_s` more."""
+    """What the board shows of a rung now. `closed`: why it may not be tried, for `wait_s` more.
+
+    `first_token_s` is asked only where speed decides.
+    """
 
     learned: Abilities = UNKNOWN_ABILITIES
     closed: str | None = None
     closed_cause: str = "closed"
     wait_s: float | None = None
     full: str | None = None
-    first_token_s: float | None = None
+    first_token_s: Callable[[], float | None] = _untimed
     learned_price: Price | None = None
 
 
@@ -103,6 +111,8 @@ def order(rungs: Sequence[Rung], policy: Policy, views: Mapping[str, RungView]) 
 def abilities(rung: Rung, learned: Abilities) -> Abilities:
     """What the configuration says, completed by what the backend said of itself."""
     own = rung.abilities
+    if learned is UNKNOWN_ABILITIES:
+        return own
     return Abilities(
         context=own.context if own.context is not None else learned.context,
         tools=own.tools if own.tools is not None else learned.tools,
@@ -264,7 +274,8 @@ def _price(rung: Rung, view: RungView) -> tuple[bool, float]:
 
 
 def _speed(view: RungView) -> tuple[bool, float]:
-    return view.first_token_s is None, view.first_token_s or 0.0
+    first_token_s = view.first_token_s()
+    return first_token_s is None, first_token_s or 0.0
 
 
 def _list(names: frozenset[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from router.backends.base import Probe, State
@@ -34,9 +34,13 @@ class _Closed:
 
 @dataclass(slots=True)
 class _RungState:
+    rung: Rung
     gate: Gate
     made_with: tuple[int | None, int]
     closed: _Closed | None = None
+    # As long as nothing is wrong, what it shows changes with its backend's probe only.
+    seen_by: Probe | None = None
+    view: RungView = field(default_factory=RungView)
 
 
 @dataclass(slots=True)
@@ -71,11 +75,13 @@ class Board:
         are the fewest that one of them allows, its queue the longest. A gate stays as it is unless
         these change.
         """
+        rungs: dict[str, Rung] = {}
         places: dict[str, int | None] = {}
         queues: dict[str, int] = {}
         for ladder in ladders:
             for rung in ladder.rungs:
                 known = [one for one in (places.get(rung.name), rung.max_in_flight) if one]
+                rungs[rung.name] = rung
                 places[rung.name] = min(known, default=None)
                 queues[rung.name] = max(queues.get(rung.name, 0), ladder.limits.queue_max)
         for name, limit in places.items():
@@ -84,16 +90,17 @@ class Board:
             if state is None or state.made_with != wanted:
                 gate = Gate(*wanted, self._clock, self._rand, self._tells_of_breaker(name))
                 closed = None if state is None else state.closed
-                self._rungs[name] = _RungState(gate, wanted, closed)
+                self._rungs[name] = _RungState(rungs[name], gate, wanted, closed)
 
-    def views(self, ladder: Ladder, priority: int = 0) -> dict[str, RungView]:
-        """What the plan of a call of this priority may know of a ladder's rungs now."""
-        now = self._clock()
-        return {rung.name: self._view(ladder, rung, now, priority) for rung in ladder.rungs}
+    def views(self, ladder: Ladder, priority: int = 0) -> Mapping[str, RungView]:
+        """What the plan of a call of this priority may know of a ladder's rungs, by their names;
+        each as it is when it is asked for.
+        """
+        return _Views(ladder, lambda name: self._view(ladder, name, priority))
 
     def view(self, ladder: Ladder, rung: Rung, priority: int = 0) -> RungView:
         """What the plan may know of one rung now."""
-        return self._view(ladder, rung, self._clock(), priority)
+        return self._view(ladder, rung.name, priority)
 
     def learned(self, rung: Rung) -> tuple[Abilities, Price | None]:
         """What its backend says of the rung's model, and of its price."""
@@ -202,14 +209,20 @@ class Board:
             return {**row, "until": None, "reason": probe.reason or None}
         return {**row, "until": round(until, 1), "reason": reason}
 
-    def _view(self, ladder: Ladder, rung: Rung, now: float, priority: int) -> RungView:
-        closed, gate = self._closed(ladder, rung, now), self.gate(ladder, rung)
-        view = RungView(
-            learned=self._learned(rung),
-            full=gate.full(priority, ladder.limits.queue_max),
-            first_token_s=gate.first_token_s(),
-            learned_price=self._backend(rung.backend).probe.prices.get(rung.model),
-        )
+    def _view(self, ladder: Ladder, name: str, priority: int) -> RungView:
+        now, state = self._clock(), self._named(ladder, name)
+        rung = state.rung
+        gate, probe = state.gate, self._backend(rung.backend).probe
+        if state.seen_by is not probe:
+            state.seen_by = probe
+            state.view = RungView(
+                learned=probe.models.get(rung.model, UNKNOWN_ABILITIES),
+                first_token_s=gate.first_token_s,
+                learned_price=probe.prices.get(rung.model),
+            )
+        view, closed = state.view, self._closed(ladder, rung, now)
+        if (full := gate.full(priority, ladder.limits.queue_max)) is not None:
+            view = replace(view, full=full)
         if closed is not None:
             return replace(
                 view, closed=closed.reason, closed_cause=closed.cause, wait_s=closed.until - now
@@ -221,9 +234,6 @@ class Board:
     def _tells_of_breaker(self, rung: str) -> Callable[[float | None], None]:
         return lambda open_s: self._tell({"rung": rung, "open_s": open_s})
 
-    def _learned(self, rung: Rung) -> Abilities:
-        return self._backend(rung.backend).probe.models.get(rung.model, UNKNOWN_ABILITIES)
-
     def _closed(self, ladder: Ladder, rung: Rung, now: float) -> _Closed | None:
         for state in (self._rung(ladder, rung), self._backend(rung.backend)):
             if state.closed is not None:
@@ -233,12 +243,32 @@ class Board:
         return None
 
     def _rung(self, ladder: Ladder, rung: Rung) -> _RungState:
-        if rung.name not in self._rungs:
+        return self._named(ladder, rung.name)
+
+    def _named(self, ladder: Ladder, name: str) -> _RungState:
+        if name not in self._rungs:
             self.configure((ladder,))
-        return self._rungs[rung.name]
+        return self._rungs[name]
 
     def _backend(self, name: str) -> _BackendState:
         state = self._backends.get(name)
         if state is None:
             state = self._backends[name] = _BackendState()
         return state
+
+
+class _Views(Mapping[str, RungView]):
+    """A ladder's rungs as the board shows them. Made one by one: a plan mostly needs the first."""
+
+    def __init__(self, ladder: Ladder, view: Callable[[str], RungView]) -> None:
+        self._ladder = ladder
+        self._view = view
+
+    def __getitem__(self, name: str) -> RungView:
+        return self._view(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (rung.name for rung in self._ladder.rungs)
+
+    def __len__(self) -> int:
+        return len(self._ladder.rungs)

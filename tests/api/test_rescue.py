@@ -260,7 +260,7 @@ class TestStops:
         async with house_of(first.handle, second.handle) as house:
             await hear(house)
             views = house.shared.board.views(house.gateway.service.names.ladders["chat"])
-            assert views["b1/org/m"].first_token_s is None
+            assert views["b1/org/m"].first_token_s() is None
 
     async def test_text_held_for_a_stop_string_keeps_the_stream_alive(self) -> None:
         async def slow(request: Request, reply: Reply) -> None:

@@ -112,7 +112,7 @@ def test_what_a_protocol_cannot_carry_is_skipped_with_the_backends_words() -> No
     ],
 )
 def test_the_order_follows_the_policy(policy: Policy, expected: str) -> None:
-    views = {B.name: RungView(first_token_s=0.2)}
+    views = {B.name: RungView(first_token_s=lambda: 0.2)}
     assert [rung.backend for rung in order(LADDER.rungs, policy, views)] == list(expected)
 
 

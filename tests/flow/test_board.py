@@ -100,7 +100,7 @@ async def test_the_board_is_shown_as_it_is(board: Board, clock: Clock) -> None:
     assert (row["rung"], row["state"], row["in_flight"]) == ("hf/a", "closed", 1)
     assert (row["limit"], row["queued"], row["error_share"]) == (None, 0, 0.5)
     assert row["reason"] == "not looked at yet"
-    assert board.views(ALL)[A.name].first_token_s == pytest.approx(0.5, rel=0.05)
+    assert board.views(ALL)[A.name].first_token_s() == pytest.approx(0.5, rel=0.05)
     gate.left(held)
     for _ in range(4):
         gate.failed(await gate.enter(0, 0.0), UpstreamFailed("500"))
@@ -118,7 +118,7 @@ def test_what_a_closed_rung_says_has_none_of_the_upstreams_words(board: Board) -
     refused = RungRefused("alice's secret prompt is not supported", cool_s=5)
     refused.upstream_status = 400
     assert board.failed(ALL, A, refused, own_token=False) == "closed for 5 s after: refused (400)"
-    assert "secret" not in str(board.views(ALL)) + str(board.snapshot(ALL))
+    assert "secret" not in str(dict(board.views(ALL))) + str(board.snapshot(ALL))
 
 
 def test_a_new_token_or_configuration_opens_what_was_closed(board: Board) -> None:
