@@ -635,6 +635,13 @@ async def test_the_hub_s_word_drops_what_the_old_model_said() -> None:
         assert len(model.chats) == 2
 
 
+async def test_another_worker_s_drop_is_this_one_s_too() -> None:
+    async with serving() as (house, _):
+        await ask(house, HI)
+        house.shared.events.heard("cache_drop", {"rungs": ["b0/org/m"]})
+        assert (await ask(house, HI))[2]["x-rungway-cache"] == "miss"
+
+
 @pytest.mark.parametrize("headers", [{}, {"X-Webhook-Secret": "s3cre"}, {"X-Webhook-Secret": "é"}])
 async def test_a_webhook_without_the_secret_is_refused_unread(headers: dict[str, str]) -> None:
     async with serving(server=HOOKS) as (house, _):
