@@ -122,27 +122,32 @@ class Bench:
             self.figures.add("start", proxy.name, running.start_s)
             self.figures.add("idle", proxy.name, _megabytes(running.idle_mib))
             for name in costs:
-                with self.noted(proxy, name):
+                with self.noted(proxy.name, name):
                     self.cost(proxy.name, running, WORKLOADS[name])
             if proxy.name == "rungway" and "hit" in self.rows:
-                self.hit(running)
+                with self.noted(proxy.name, "hit"):
+                    self.hit(running)
             if "latency" in self.rows:
-                with self.noted(proxy, "latency"):
+                with self.noted(proxy.name, "latency"):
                     self.latency(proxy.name, running)
         if "memory" in self.rows:
-            with self.noted(proxy, "memory"), proxy.up(self.upstream_port) as running:
+            with self.noted(proxy.name, "memory"), proxy.up(self.upstream_port) as running:
                 self.memory(proxy.name, running, min(self.pace.streams, proxy.streams_max))
 
     @contextlib.contextmanager
-    def noted(self, proxy: Proxy, row: str) -> Iterator[None]:
-        """A row that one peer cannot do is named, and does not end the run; ours must do all."""
+    def noted(self, who: str, row: str) -> Iterator[None]:
+        """A row that fails is named in the results, and the run goes on: it is half an hour's."""
         try:
             yield
-        except (LoadError, OSError, TimeoutError, ExceptionGroup) as error:
-            if proxy.name.startswith("rungway"):
-                raise
-            why = " ".join(str(error).split())[:200]
-            line = f"{proxy.name}, {row}: {why}"
+        except (
+            LoadError,
+            OSError,
+            TimeoutError,
+            http.client.HTTPException,
+            ExceptionGroup,
+        ) as error:
+            line = f"{who}, {row}: {' '.join(str(error).split())[:300]}"
+            say(f"✗ {line}")
             if line not in self.figures.not_measured:
                 self.figures.not_measured.append(line)
 
@@ -439,7 +444,8 @@ def measure_all(bench: Bench, peers: set[str]) -> list[Proxy]:
             if row in bench.rows:
                 say(f"→ run {run + 1} of {bench.pace.runs}: rungway, {row}")
                 grow: Callable[[], None] = getattr(bench, row)
-                grow()
+                with bench.noted("rungway", row):
+                    grow()
     return proxies
 
 

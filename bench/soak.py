@@ -4,7 +4,8 @@ Many callers at once, each again and again with one of: a plain call, a stream r
 client that leaves before its answer or in the middle of a stream, calls that churn a small cache
 and calls that hit it, embeddings alone and by the hundred, a ladder whose first rung fails in every
 way there is, a key that has run out, one that is unknown, a body that is no JSON, scrapes of the
-metrics. The seed is fixed, so that two soaks ask for the same.
+metrics. The seed is fixed, so that two soaks ask for the same. An answer that
+its kind of call should not have, or an error in the log, fails the soak too.
 
 Memory and files are read every few seconds. After a warm-up, in which caches and pools fill, a line
 is fitted through them: the soak fails where its slope is above nought beyond the noise (the
@@ -27,7 +28,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import uvloop
@@ -54,6 +55,9 @@ _MEMORY_MIB_AN_HOUR = 6.0
 _FILES_AN_HOUR = 12.0
 # Two sides of a normal distribution at 99 %.
 _SIGMAS = 2.58
+
+_NAME = "rungway-soak"
+LOG = OUT / _NAME / "log"
 
 _SPENT_KEY = "rungway-soak-spent-key"
 _TROUBLE = """
@@ -86,8 +90,21 @@ concurrent = 2
 """
 
 
+# What each kind may be answered; 0: the caller left, or its connection was closed before an answer.
+# Of the failing ladders a rung may be closed or its queue be full at the moment.
+_EXPECTED = {
+    "leaves": {0},
+    "failing rung": {200},
+    "failing rung, stream": {200},
+    "no rung left": {429, 502, 503, 504},
+    "spent key": {200, 429},
+    "unknown key": {401},
+    "no JSON": {400},
+}
+
+
 def soaked() -> Proxy:
-    proxy = rungway("rungway-soak", cache_mib=8)
+    proxy = rungway(_NAME, cache_mib=8)
     spent = hashlib.sha256(_SPENT_KEY.encode()).hexdigest()
     text = proxy.files["rungway.toml"] + _TROUBLE.replace("{spent}", spent)
     files = {"rungway.toml": text}
@@ -341,10 +358,30 @@ def main() -> None:
                 after = Sample(for_s, memory_mib(running.pid), files_open(running.pid))
     except LoadError as error:
         raise SystemExit(f"✗ {error}") from None
-    grown = tell(samples, after, soak)
-    if grown:
-        raise SystemExit(f"✗ {' and '.join(grown)} grew beyond noise; its log is in {OUT.name}/")
+    wrong = [*tell(samples, after, soak), *surprises(soak.statuses), *errors_logged()]
+    if wrong:
+        raise SystemExit("✗ " + "\n✗ ".join(wrong))
     print("→ neither memory nor files grew beyond noise")
+
+
+def surprises(statuses: Mapping[tuple[str, int], int]) -> list[str]:
+    return [
+        f"{kind} was answered {status or 'nothing'}, {count} times"
+        for (kind, status), count in statuses.items()
+        if status not in _EXPECTED.get(kind, {200})
+    ]
+
+
+def errors_logged() -> list[str]:
+    """Each kind of error once, by the last line of its trace."""
+    found: Counter[str] = Counter()
+    with LOG.open() as lines:
+        for line in lines:
+            if '"level":"error"' in line:
+                said = json.loads(line)
+                last = said.get("trace", "").strip().rpartition("\n")[2]
+                found[f"{said['message']}: {last}" if last else said["message"]] += 1
+    return [f"logged {count} times: {what}" for what, count in found.items()]
 
 
 def tell(samples: Sequence[Sample], after: Sample, soak: Soak) -> list[str]:
@@ -368,9 +405,9 @@ def tell(samples: Sequence[Sample], after: Sample, soak: Soak) -> list[str]:
     )
     grown = []
     if memory.low > 0 and memory.value * 3600 > _MEMORY_MIB_AN_HOUR:
-        grown.append("memory")
+        grown.append("memory grew beyond noise")
     if files.low > 0 and files.value * 3600 > _FILES_AN_HOUR:
-        grown.append("files")
+        grown.append("files grew beyond noise")
     return grown
 
 

@@ -20,7 +20,7 @@ from bench.measure import connections, cpu_ns, files_open, memory_mib, tree
 from bench.micro import CASES, compare
 from bench.plot import plot
 from bench.report import verdicts
-from bench.soak import slope
+from bench.soak import slope, surprises
 
 ROOT = Path(__file__).parents[2]
 # The long stream takes seconds by design.
@@ -121,6 +121,12 @@ def test_every_hot_function_runs_and_creep_is_told() -> None:
     name = next(iter(CASES))
     assert compare({**known, name: 1.5}, known) == [f"{name}: 1.50, was 1.00"]
     assert compare(known, {}) == [f"{name}: 1.00, and no baseline" for name in CASES]
+
+
+def test_an_answer_that_should_not_be_is_a_surprise() -> None:
+    assert surprises({("plain", 200): 5, ("no JSON", 400): 5, ("leaves", 0): 5}) == []
+    assert surprises({("plain", 0): 1}) == ["plain was answered nothing, 1 times"]
+    assert surprises({("unknown key", 503): 2}) == ["unknown key was answered 503, 2 times"]
 
 
 def test_a_slope_is_told_from_noise() -> None:
