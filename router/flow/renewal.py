@@ -227,22 +227,28 @@ class Books:
         try:
             await self._exchange(needs)
         finally:
-            for answered in served:
+            now = self.boot_s()
+            for answered, wants in served:
+                if all(lease.room >= amount for lease, amount in wants):
+                    # Not to be given back before who waits for it has drawn on it. What does not
+                    # suffice goes back in time: others may have the rest of it.
+                    for lease, _ in wants:
+                        lease.used_at = now
                 if not answered.done():
                     answered.set_result(None)
         if self._waiting or (self._has_more and not self.trouble):
             # More than one exchange carries: the next goes at once.
             self._wake.set()
 
-    def _next_waiting(self) -> tuple[list[asyncio.Future[None]], dict[Account, int]]:
+    def _next_waiting(self) -> tuple[list[tuple[asyncio.Future[None], Wants]], dict[Account, int]]:
         """Who is served by the next exchange, the longest waiting first, and what they need."""
-        served: list[asyncio.Future[None]] = []
+        served: list[tuple[asyncio.Future[None], Wants]] = []
         needs: dict[Account, int] = {}
         while self._waiting and len(needs) < _AT_ONCE_MAX:
             answered, wants = self._waiting.popleft()
             if answered.done():
                 continue
-            served.append(answered)
+            served.append((answered, wants))
             for lease, amount in wants:
                 needs[lease.account] = needs.get(lease.account, 0) + amount
         return served, needs
@@ -298,11 +304,7 @@ class Books:
     def _ask(self, lease: Lease, need: int) -> Ask:
         self._number += 1
         lease.asked = self._number
-        now = self.boot_s()
-        if need:
-            # Not to be given back before who waits for it has drawn on it.
-            lease.used_at = now
-        keep = self._is_open(lease) and lease.used_at + _IDLE_S > now
+        keep = self._is_open(lease) and (need > 0 or lease.used_at + _IDLE_S > self.boot_s())
         floor = lease.spent + lease.held
         if not keep:
             # At once: nothing may be drawn on what the store is just told to have back.

@@ -128,3 +128,25 @@ async def test_a_full_journal_refuses_who_is_limited_until_there_is_room(tmp_pat
         ("k",): (len(held) + 1) * A_TOKEN,
     }
     await store.aclose()
+
+
+async def test_processes_that_each_lack_what_the_other_has_come_to_an_end() -> None:
+    clock = [1_000.0]
+    store = await SqliteStore.open(None, wall_s=lambda: DAY, alive_s=lambda: clock[0])
+    limited = key(usd_per_day=100 * A_TOKEN)
+    async with desk(store, "a") as a, desk(store, "b") as b:
+        admissions = [(one, await one.admit(limited)) for one in (a, b)]
+        for one, admission in admissions:
+            one.ledger.settle(await one.hold(admission, 10), Usage(10, 0), answered=True)
+        served = 0
+        for _ in range(30):
+            for one, admission in admissions:
+                try:
+                    hold = await one.hold(admission, 80)
+                except RateLimited:
+                    continue
+                one.ledger.settle(hold, None, answered=False)
+                served += 1
+            clock[0] = a.boot[0] = b.boot[0] = clock[0] + 0.5
+        assert served
+    await store.aclose()
