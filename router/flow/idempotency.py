@@ -64,6 +64,10 @@ class Once:
     def draining(self) -> set[asyncio.Task[Any]]:
         return self._sharing.draining
 
+    def end(self) -> None:
+        """From now on calls end when their callers leave."""
+        self._sharing.is_ending = True
+
     async def serve(self, call: Call, again: Again, sink: Sink, record: Record, run: Run) -> None:
         """Answer the call by `run`, by what it gave before, or by what it is giving now.
 

@@ -130,6 +130,7 @@ class Pipeline:
         while under_way := self._serving | self._reuse.draining:
             _, late = await asyncio.wait(under_way, timeout=max(0.0, ends_at - self._clock()))
             if late:
+                self._reuse.end()
                 break
         self._is_ending = True
         for task in self._serving | self._reuse.draining:

@@ -56,6 +56,11 @@ class Reuse:
         """Work that goes on for callers who have left."""
         return self._sharing.draining | self._once.draining
 
+    def end(self) -> None:
+        """From now on calls end when their callers leave."""
+        self._sharing.is_ending = True
+        self._once.end()
+
     async def serve(
         self,
         call: Call,

@@ -157,6 +157,8 @@ class Sharing:
         self._observer = observer
         self._flights: SingleFlight[Payer, Served] = SingleFlight(tasks, hand_over(ledger))
         self.draining: set[asyncio.Task[Any]] = set()
+        # Nothing more is read for those who have left.
+        self.is_ending = False
 
     def has(self, flight_key: bytes) -> bool:
         """Whether a flight of this key may be joined."""
@@ -200,7 +202,7 @@ class Sharing:
                     raise UpstreamBroken(words) from None
                 return False
             except (asyncio.CancelledError, ConnectionError):
-                if drains and seat.is_payer:
+                if drains and seat.is_payer and not self.is_ending:
                     self._drain(seat, payer, record)
                 elif seat.is_alone:
                     await seat.stop(_SETTLE_S)

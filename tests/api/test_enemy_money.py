@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import orjson
 import pytest
 
@@ -125,7 +126,7 @@ async def test_the_line_of_a_shared_stream_that_a_budget_cut_says_what_it_cost()
 
 async def test_who_leaves_while_the_daemon_drains_is_still_read_to_the_end() -> None:
     upstream = Counting()
-    text = config(("{url}", PRICED), key=DRAINS)
+    text = config(("{url}", PRICED))
     async with FakeUpstream(upstream) as up, open_house(text.replace("{url}", up.url)) as house:
         upstream.go.clear()
         body, headers = {**HI, "temperature": 0}, {**ALICE, **ONE}
@@ -136,8 +137,26 @@ async def test_who_leaves_while_the_daemon_drains_is_still_read_to_the_end() -> 
         await asyncio.sleep(0)
         caller.cancel()
         await until(lambda: house.shared.reuse.draining)
-        await until(lambda: not house.shared.observer.in_flight)
+        await asyncio.wait({drain}, timeout=0.2)
         upstream.go.set()
         await drain
         again = await house.post("/v1/chat/completions", body, headers)
         assert (again[0], again[2]["x-rungway-cache"], upstream.count) == (200, "hit", 1)
+
+
+@pytest.mark.parametrize("headers", [ALICE, {**ALICE, **ONE}])
+async def test_a_drain_that_is_over_leaves_nobody_reading(headers: dict[str, str]) -> None:
+    upstream = Metered(tokens=4_000, pace=400)
+    text = config(("{url}", PRICED), key=DRAINS)
+    async with FakeUpstream(upstream) as up, open_house(text.replace("{url}", up.url)) as house:
+        body = {**STREAM, "temperature": 0}
+        url = house.url + "/v1/chat/completions"
+        async with house.client.post(url, json=body, headers=headers) as answer:
+            await answer.content.readany()
+            await house.gateway.service.pipeline.drain(0)
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.content.read()
+        await until(lambda: not house.shared.observer.in_flight)
+        assert not house.shared.reuse.draining
+        assert not house.shared.ledger.open
+        assert (await line_of(house))["attempts"] == [{"rung": "b0/org/m", "cause": "cancelled"}]
