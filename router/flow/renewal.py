@@ -80,6 +80,7 @@ class Books:
         self._waiting: deque[tuple[asyncio.Future[None], Wants]] = deque()
         self._wake = asyncio.Event()
         self._has_more = False
+        self._returning: set[Account] = set()
         self._tidy_at = 0.0
         self._order: deque[Lease] = deque()
         self._row_order: deque[Row] = deque()
@@ -229,16 +230,23 @@ class Books:
         finally:
             now = self.boot_s()
             for answered, wants in served:
-                if all(lease.room >= amount for lease, amount in wants):
-                    # Not to be given back before who waits for it has drawn on it. What does not
-                    # suffice goes back in time: others may have the rest of it.
-                    for lease, _ in wants:
-                        lease.used_at = now
+                self._note_answer(wants, now)
                 if not answered.done():
                     answered.set_result(None)
         if self._waiting or (self._has_more and not self.trouble):
             # More than one exchange carries: the next goes at once.
             self._wake.set()
+
+    def _note_answer(self, wants: Wants, now: float) -> None:
+        """What suffices is not given back before who waits for it has drawn on it; what does not,
+        and idles, goes back whoever asks for more of it: others may have the rest."""
+        suffices = all(lease.room >= amount for lease, amount in wants)
+        for lease, _ in wants:
+            if suffices:
+                lease.used_at = now
+            elif lease.room > 0 and lease.used_at + _IDLE_S <= now:
+                self._returning.add(lease.account)
+                self._due[lease.account] = lease
 
     def _next_waiting(self) -> tuple[list[tuple[asyncio.Future[None], Wants]], dict[Account, int]]:
         """Who is served by the next exchange, the longest waiting first, and what they need."""
@@ -295,8 +303,10 @@ class Books:
         chosen = [*needs, *islice(rest, beside)]
         for account in chosen:
             self._due.pop(account, None)
+        returning = self._returning.intersection(chosen)
+        self._returning -= returning
         return [
-            self._ask(lease, needs.get(account, 0))
+            self._ask(lease, 0 if account in returning else needs.get(account, 0))
             for account in chosen
             if (lease := self._leases.get(account)) is not None
         ]
