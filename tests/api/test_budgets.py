@@ -22,7 +22,7 @@ from tests.fakes.upstream import FakeUpstream
 from tests.house import House, open_house
 
 # How many clients leave: RUNGWAY_LEAVERS=1000 plays what the promise speaks of.
-LEAVERS = int(os.environ.get("RUNGWAY_LEAVERS", "160"))
+LEAVERS = int(os.environ.get("RUNGWAY_LEAVERS", "120"))
 # What is under way when a client leaves weighs less in a thousand longer streams.
 LEAVERS_SHARE = 0.01 if LEAVERS >= 1_000 else 0.02
 POLICIES = ("cancel", "drain")
