@@ -56,6 +56,7 @@ from bench.proxies import (
 from bench.report import report
 
 HERE = Path(__file__).parent
+STATES = OUT / "states"
 RESULTS, PLOT = HERE / "RESULTS.md", HERE / "results.svg"
 
 # Every proxy has these; the others are Rungway's alone.
@@ -263,7 +264,7 @@ class Bench:
 
     def keys(self) -> None:
         sizes = (1, self.pace.keys)
-        states = [make_state(OUT / f"keys-{size}.db", size) for size in sizes]
+        states = [make_state(STATES / f"keys-{size}.db", size) for size in sizes]
         small, large = (
             with_key(rungway("rungway", state=f"sqlite://{state}"), STORED_KEY) for state in states
         )
@@ -420,8 +421,8 @@ def say(text: str) -> None:
 
 def measure_all(bench: Bench, peers: set[str]) -> list[Proxy]:
     """Who was measured. A peer that does not start is asked once, and named."""
-    for stale in OUT.glob("keys-*"):
-        stale.unlink()
+    # With the states goes what the host remembers of them.
+    shutil.rmtree(STATES, ignore_errors=True)
     proxies = [rungway(), rungway_bare()]
     for name in PEERS:
         if name not in peers:
