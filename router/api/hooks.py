@@ -19,7 +19,7 @@ from router.errors import BadRequest, Forbidden, UnknownUrl
 
 _log = logging.getLogger("rungway")
 # Backends whose server has one model; of these the probe knows the repository.
-_ONE_MODEL = frozenset({"tgi", "tei", "inference-endpoint"})
+_ONE_MODEL = frozenset({"tgi", "tei"})
 
 
 async def hub(exchange: Exchange) -> web.StreamResponse:

@@ -128,12 +128,13 @@ class Cache:
         key = cache_key.of_chat(call.body, ladder=_ladder(call, rules), scope=_scope(call, rules))
         return None if key is None else Slot(key, control, self.clock())
 
-    async def find(self, slot: Slot) -> Kept | None:
+    async def find(self, slot: Slot, *, in_memory: bool = False) -> Kept | None:
+        """What is kept for this call; `in_memory`: the store need not be asked."""
         control = slot.control
         if control.no_cache:
             return None
         kept = self._answers.get(slot.key, self.clock(), control.max_age_s)
-        if kept is not None or self.tier is None:
+        if kept is not None or self.tier is None or in_memory:
             return kept
         (raw,) = await self.tier.ask((slot.key,))
         found, counts = _read(raw), self._tier_counts["chat"]

@@ -99,7 +99,9 @@ class Reuse:
             return
         if slot is not None:
             record.cache = "miss"
-            kept = await self.cache.find(slot)
+            # Whom one may join has asked the store, and found nothing.
+            is_asked = self._sharing.has(_flight_key(call, slot))
+            kept = await self.cache.find(slot, in_memory=is_asked)
             if kept is not None and await _tell(kept, call, sink, record):
                 return
         await self._share(call, slot, sink, record, climb)

@@ -635,6 +635,15 @@ async def test_the_hub_s_word_drops_what_the_old_model_said() -> None:
         assert len(model.chats) == 2
 
 
+async def test_a_model_by_another_name_is_dropped_too() -> None:
+    async with serving(server=HOOKS, kind="tei") as (house, model):
+        model.repository = "org/original"
+        await probe_all(house.gateway.service.backends.values(), house.shared.board)
+        event = {**EVENT, "repo": {"type": "model", "name": "org/original"}}
+        _, body, _ = await house.post("/hooks/hub", event, SECRET)
+        assert body == {"dropped": ["b0/org/m"]}
+
+
 async def test_another_worker_s_drop_is_this_one_s_too() -> None:
     async with serving() as (house, _):
         await ask(house, HI)

@@ -44,6 +44,7 @@ class Counting:
         self.cuts = False
         self.reports = True
         self.revision: str | None = None
+        self.repository = "org/m"
 
     @property
     def inputs(self) -> list[str]:
@@ -53,7 +54,7 @@ class Counting:
         if request.path == "/info":
             await reply.json(
                 {
-                    "model_id": "org/m",
+                    "model_id": self.repository,
                     "model_sha": self.revision,
                     "model_type": {"embedding": {"pooling": "cls"}},
                     "max_concurrent_requests": 512,

@@ -210,7 +210,8 @@ async def test_the_store_gives_back_all_that_was_kept(house: House) -> None:
     found = await second.find(slot_of(second, chat()))
     assert found is not None
     assert (found.body, found.rung, found.usage) == (b"an\nanswer", "gpu/org/m", Usage(3, 4, True))
-    asked = house.shelf.asked
+    third, asked = house.process(), house.shelf.asked
+    assert await third.find(slot_of(third, chat()), in_memory=True) is None
     assert await second.find(slot_of(second, chat())) is not None
     assert house.shelf.asked == asked, "from memory the second time"
     assert second.tier_counts()["chat"].saved_nanousd == 7
