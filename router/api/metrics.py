@@ -1,23 +1,13 @@
-"""GET /metrics: the plain counters of `flow/observe.py` as Prometheus samples, made at scrape.
+"""GET /metrics: the plain counters of `flow/observe.py` as families of plain values.
 
-First as families of plain values (`core/samples.py`), which add up over workers; what a scraper
-reads is made of the sum. A new metric is one more family in `families`.
+They add up over workers (`core/samples.py`); `exposition` makes of the sum what a scraper reads.
+A new metric is one more family in `families`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
 
 from router import __version__
 from router.api.service import Shared
@@ -116,20 +106,6 @@ def of_all(gathered: Gathered) -> Families:
         {("all",): gathered.workers, ("heard",): len(gathered.answers)},
     )
     return [*samples.merged(parts), heard]
-
-
-def render(of_all: Families) -> bytes:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(of_all))
-    return generate_latest(registry)
-
-
-class _Collector(Collector):
-    def __init__(self, of_all: Families) -> None:
-        self._families = of_all
-
-    def collect(self) -> Iterable[Metric]:
-        return map(_metric, self._families)
 
 
 def _cache(cache: Cache) -> Families:
@@ -239,29 +215,3 @@ def _histogram(
 ) -> Json:
     counted = ((key, one.counts, one.total) for key, one in values.items())
     return samples.histogram(name, words, labels, counted, bounds)
-
-
-def _metric(family: Json) -> Metric:
-    name, words, labels = family["name"], family["help"], family["labels"]
-    if family["type"] == "histogram":
-        return _buckets(HistogramMetricFamily(name, words, labels=labels), family)
-    made: CounterMetricFamily | GaugeMetricFamily
-    if family["type"] == "counter":
-        made = CounterMetricFamily(name, words, labels=labels)
-    else:
-        made = GaugeMetricFamily(name, words, labels=labels)
-    for key, value in family["samples"]:
-        made.add_metric(key, value)
-    return made
-
-
-def _buckets(made: HistogramMetricFamily, family: Json) -> Metric:
-    bounds = (*family["bounds"], math.inf)
-    for key, value in family["samples"]:
-        running = 0
-        buckets = []
-        for bound, count in zip(bounds, value["counts"], strict=True):
-            running += count
-            buckets.append(("+Inf" if bound == math.inf else str(bound), float(running)))
-        made.add_metric(key, buckets, value["total"])
-    return made

@@ -62,9 +62,11 @@ def ready(exchange: Exchange) -> web.StreamResponse:
 
 async def metrics(exchange: Exchange) -> web.StreamResponse:
     """GET /metrics: what all workers counted."""
+    from router.api.exposition import render  # noqa: PLC0415
+
     gathered = await exchange.shared.events.gather("metrics", {})
     return web.Response(
-        body=counted.render(counted.of_all(gathered)),
+        body=render(counted.of_all(gathered)),
         headers={**exchange.headers(), "Content-Type": _METRICS_TYPE},
     )
 
