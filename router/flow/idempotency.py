@@ -2,12 +2,14 @@
 
 The first to come claims the name in the store, and its call is read to the end whoever leaves.
 Repeats in this process follow that call; in others they wait for what it leaves. Another request
-under the same name is refused. What failed is not kept: it runs anew, as it does after a crash.
+under the same name is refused. What failed is not kept: it runs anew, as it does after a crash. An
+answer that the store cannot take is told again from here until it can.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -30,6 +32,10 @@ _log = logging.getLogger("rungway")
 _KEPT_S = 86_400.0
 # How often a process looks whether another one has the answer by now.
 _LOOK_EVERY_S = 0.2
+# Answers that wait for the store to take them; of more than these only the names are given up.
+_LATE_MAX = 64
+_LATE_AGAIN_S = 0.5
+_LATE_AGAIN_S_MAX = 30.0
 
 Run = Callable[[Sink, Record], Awaitable[None]]
 
@@ -59,6 +65,7 @@ class Once:
         # The request under each name, as long as somebody waits for it or it is read to its end.
         self._under_way: dict[bytes, str] = {}
         self._working: set[bytes] = set()
+        self._late: dict[bytes, KeptAnswer] = {}
 
     @property
     def draining(self) -> set[asyncio.Task[Any]]:
@@ -74,7 +81,7 @@ class Once:
         Raises IdempotencyKeyReused, and StateUnavailable where the store cannot be asked.
         """
         owner = f"{call.key.name}~{call.key.session}" if call.key.session else call.key.name
-        flight_key = hashlib.sha256(f"{owner}\n{again.name}".encode("utf-8", "replace")).digest()
+        flight_key = _flight_key(owner, again)
         under_way = self._under_way.get(flight_key)
         if under_way not in (None, again.fingerprint):
             raise _reused()
@@ -122,6 +129,11 @@ class Once:
 
     async def _kept(self, owner: str, call: Call, again: Again) -> KeptAnswer | None:
         """What was answered before; None: the name is ours now."""
+        late = self._late.get(_flight_key(owner, again))
+        if late is not None:
+            if late.fingerprint != again.fingerprint:
+                raise _reused()
+            return late
         mine = KeptAnswer(again.fingerprint, self._process)
         try:
             async with asyncio.timeout(call.ladder.limits.total_s):
@@ -141,18 +153,43 @@ class Once:
     async def _keep(self, owner: str, again: Again, served: Served | None) -> None:
         form = _written(again, self._process, served)
         try:
-            if form is None:
-                await self._store.drop_answer(owner, again.name, self._process)
-            else:
-                await self._store.keep_answer(owner, again.name, form, ttl_s=_KEPT_S)
+            await self._put(owner, again, form)
         except StateUnavailable as error:
-            _log.error("an answer under an Idempotency-Key is not kept: %s", error)
+            _log.error("an answer under an Idempotency-Key waits for the store: %s", error)
+            if form is not None and len(self._late) < _LATE_MAX:
+                self._late[_flight_key(owner, again)] = form
+            self._tasks.spawn(self._put_late(owner, again), "keep an answer late")
+
+    async def _put(self, owner: str, again: Again, form: KeptAnswer | None) -> None:
+        if form is None:
+            await self._store.drop_answer(owner, again.name, self._process)
+        else:
+            await self._store.keep_answer(owner, again.name, form, ttl_s=_KEPT_S)
+
+    async def _put_late(self, owner: str, again: Again) -> None:
+        """Otherwise other processes would wait for this one for as long as it lives."""
+        flight_key, wait_s = _flight_key(owner, again), _LATE_AGAIN_S
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LATE_AGAIN_S_MAX)
+            if flight_key in self._working and flight_key not in self._late:
+                # It runs anew, and leaves something itself.
+                return
+            with contextlib.suppress(StateUnavailable):
+                await self._put(owner, again, self._late.get(flight_key))
+                self._late.pop(flight_key, None)
+                return
 
     async def _drop(self, owner: str, again: Again) -> None:
         try:
-            await self._store.drop_answer(owner, again.name, self._process)
+            await self._put(owner, again, None)
         except StateUnavailable as error:
-            _log.error("the claim of an Idempotency-Key stays for a while: %s", error)
+            _log.error("the claim of an Idempotency-Key waits for the store: %s", error)
+            await self._put_late(owner, again)
+
+
+def _flight_key(owner: str, again: Again) -> bytes:
+    return hashlib.sha256(f"{owner}\n{again.name}".encode()).digest()
 
 
 def _later(why: str) -> RateLimited:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -160,3 +163,26 @@ async def test_a_drain_that_is_over_leaves_nobody_reading(headers: dict[str, str
         assert not house.shared.reuse.draining
         assert not house.shared.ledger.open
         assert (await line_of(house))["attempts"] == [{"rung": "b0/org/m", "cause": "cancelled"}]
+
+
+async def test_an_answer_that_the_store_could_not_take_is_not_made_again(tmp_path: Path) -> None:
+    upstream = Counting()
+    text = config(("{url}", PRICED), state=f'[state]\nurl = "sqlite://{tmp_path}/s.db"')
+    headers = {**ALICE, **ONE}
+    async with FakeUpstream(upstream) as up:
+        text = text.replace("{url}", up.url)
+        async with open_house(text) as house, open_house(text) as other:
+            upstream.go.clear()
+            first = asyncio.create_task(house.post("/v1/chat/completions", HI, headers))
+            await until(lambda: upstream.count)
+            with closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as database:
+                database.execute("BEGIN IMMEDIATE")
+                upstream.go.set()
+                assert (await first)[0] == 200
+                again = await house.post("/v1/chat/completions", HI, headers)
+                assert (again[0], again[2]["x-rungway-cache"]) == (200, "hit")
+                another = await house.post("/v1/chat/completions", STREAM, headers)
+                assert another[0] == 422
+            there = await other.post("/v1/chat/completions", HI, headers)
+            assert (there[0], there[2]["x-rungway-cache"]) == (200, "hit")
+            assert upstream.count == 1
