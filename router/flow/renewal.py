@@ -81,6 +81,8 @@ class Books:
         self._wake = asyncio.Event()
         self._has_more = False
         self._returning: set[Account] = set()
+        # To what limits, until the store knows.
+        self._lowered: dict[Account, int] = {}
         self._tidy_at = 0.0
         self._order: deque[Lease] = deque()
         self._row_order: deque[Row] = deque()
@@ -94,8 +96,22 @@ class Books:
         if lease is None:
             lease = self._leases[account] = Lease(account, limit, spent=self._spent(account))
             self._order.append(lease)
+        elif limit < lease.limit:
+            self._lower(lease, limit)
         lease.limit = limit
         return lease
+
+    def _lower(self, lease: Lease, limit: int) -> None:
+        """Nothing more is drawn on what a larger limit allowed; the store hears of that first."""
+        used = lease.spent + lease.held
+        lease.granted = min(lease.granted, used)
+        lease.free = max(0, min(lease.free, limit - used))
+        if lease.asked:
+            # What is on its way was granted under the larger one.
+            self._number += 1
+            lease.asked = lease.answered = self._number
+        self._lowered[lease.account] = limit
+        self._due[lease.account] = lease
 
     def row(self, key: RowKey) -> Row:
         row = self._rows.get(key)
@@ -287,6 +303,9 @@ class Books:
             if lease is not None:
                 lease.take(grant)
                 lease.low, lease.answered_at = lease.room // 2, now
+        for ask in asks:
+            if self._lowered.get(ask.account) == ask.limit:
+                del self._lowered[ask.account]
         if answer.is_behind:
             _log.error("ALARM: the store had forgotten what this process said; saying it again")
             self._unreported.update(self._rows)
@@ -305,16 +324,22 @@ class Books:
             self._due.pop(account, None)
         returning = self._returning.intersection(chosen)
         self._returning -= returning
-        return [
-            self._ask(lease, 0 if account in returning else needs.get(account, 0))
-            for account in chosen
-            if (lease := self._leases.get(account)) is not None
-        ]
+        asks = []
+        for account in chosen:
+            lease = self._leases.get(account)
+            if lease is None:
+                self._lowered.pop(account, None)
+                continue
+            if account in self._lowered:
+                asks.append(self._ask(lease, 0, gives_back=True))
+            asks.append(self._ask(lease, 0 if account in returning else needs.get(account, 0)))
+        return asks
 
-    def _ask(self, lease: Lease, need: int) -> Ask:
+    def _ask(self, lease: Lease, need: int, *, gives_back: bool = False) -> Ask:
         self._number += 1
         lease.asked = self._number
         keep = self._is_open(lease) and (need > 0 or lease.used_at + _IDLE_S > self.boot_s())
+        keep = keep and not gives_back
         floor = lease.spent + lease.held
         if not keep:
             # At once: nothing may be drawn on what the store is just told to have back.

@@ -13,6 +13,9 @@ import aiohttp
 import orjson
 import pytest
 
+from router.app import make_service
+from router.config.load import parse
+from router.transport.http import HttpClient
 from tests.api.test_budgets import ALICE, HI, PRICED, ask, config, usage_of, usd
 from tests.api.test_idempotency import ONE, Counting
 from tests.api.test_keys import KEYS, ROOT
@@ -186,3 +189,28 @@ async def test_an_answer_that_the_store_could_not_take_is_not_made_again(tmp_pat
             there = await other.post("/v1/chat/completions", HI, headers)
             assert (there[0], there[2]["x-rungway-cache"]) == (200, "hit")
             assert upstream.count == 1
+
+
+@pytest.mark.parametrize("engine", ["memory", "sqlite"])
+async def test_a_limit_that_a_reload_lowers_holds_from_the_next_call_on(
+    engine: str, tmp_path: Path
+) -> None:
+    upstream = Metered(tokens=10, pace=100)
+    url = "memory://" if engine == "memory" else f"sqlite://{tmp_path}/s.db"
+    client = HttpClient()
+
+    def text(places: int) -> str:
+        limits = f"concurrent = {places}\nusd_per_day = {places}"
+        return config((up.url, PRICED), limits=limits, state=f'[state]\nurl = "{url}"')
+
+    async with FakeUpstream(upstream) as up, open_house(text(100)) as house:
+        body = {**HI, "max_tokens": 10}
+        assert {(await ask(house, body))[0] for _ in range(2)} == {200}
+        service = make_service(parse(text(2), "test.toml", {}), house.shared, client, {})
+        house.gateway.service = service
+        for _ in range(2):
+            found = await asyncio.gather(*(ask(house, body) for _ in range(6)))
+            assert sorted(status for status, _, _ in found) == [200, 200, 429, 429, 429, 429]
+        for backend in service.backends.values():
+            await backend.aclose()
+    await client.aclose()
