@@ -87,6 +87,9 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         error: RouterError
+        if isinstance(exc, ConnectionError):
+            # The client has left, which is nobody's fault; aiohttp knows what to do about it.
+            raise exc
         if status == 500:
             _log.error("a request failed in a way nobody foresaw", exc_info=exc)
             error = InternalFault("Rungway failed; its log has the trace")

@@ -131,11 +131,13 @@ def _moved(known: float, seen: float) -> float:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """`output_tokens_max`: what to send as the output's limit; None: as the client wrote it.
-    `held_tokens`: the output tokens to set aside before asking.
+    `held_tokens`: the output tokens to set aside before asking. `is_short`: the budget's rest buys
+    fewer than there would have been.
     """
 
     output_tokens_max: int | None
     held_tokens: int
+    is_short: bool = False
 
 
 def terms(
@@ -174,4 +176,4 @@ def terms(
         # Nothing bounds it, and nobody is refused for it: the doubt after a crash is a guess.
         bound = min(bound, UNSAID_OUTPUT_TOKENS)
     held = bound if holds_all else min(bound, margin_tokens)
-    return Terms(sent, held * choices)
+    return Terms(sent, held * choices, is_short=bool(limits) and bound < wanted)

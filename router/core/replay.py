@@ -348,6 +348,15 @@ class _ToolCall:
         return {**self._fields, **{name: inner.answer() for name, inner in self._inner.items()}}
 
 
+def is_cut(answer: bytes) -> bool:
+    """Whether a choice of this whole answer ended because it could not be longer."""
+    try:
+        choices = jsontext.read(answer)["choices"]
+        return any(choice.get("finish_reason") == "length" for choice in choices)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return True
+
+
 def whole_of(payloads: Iterable[bytes]) -> Json | None:
     """The whole answer that these chunks' payloads say, or None. Raises ValueError on no JSON."""
     whole = Whole()

@@ -178,7 +178,9 @@ class Attempts:
         call = charge.call
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
-        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
+        provenance = Provenance(
+            rung, len(record.attempts), charge.clamped_to, is_short=charge.is_short
+        )
         assert isinstance(call, ChatCall)
         chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
         if not call.stream:

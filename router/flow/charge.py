@@ -41,6 +41,8 @@ class Charge:
     ) -> None:
         self.call = call
         self.clamped_to: int | None = call.clamped_to if isinstance(call, ChatCall) else None
+        # Fewer tokens were asked for than the client may have had, for want of money.
+        self.is_short = False
         self.estimates = estimates
         self._ledger = ledger
         self._admission = admission
@@ -172,6 +174,7 @@ class Charge:
             body, clamped_to = chat_request.clamp(body, found.output_tokens_max)
             self.call = replace(call, body=body)
             self.clamped_to = clamped_to if clamped_to is not None else self.clamped_to
+        self.is_short = found.is_short
         most = chat_request.output_limit(body)
         self._output_max = None if most is None else most * self._choices
         if self._price != _FREE or tokens is not None:

@@ -163,12 +163,15 @@ class Reuse:
         answer that its ladder wants: the last one of an escalation may be the best to be had now.
         """
         provenance = served.provenance
-        if provenance.rung is None or provenance.clamped_to != call.clamped_to:
+        if provenance.rung is None or provenance.is_short:
             return
         if all(attempt.cause for attempt in work.attempts):
             return
         body = served.answer.body if served.answer is not None else _whole(served.frames, work)
-        if body is not None and len(body) <= KEPT_BYTES_MAX:
+        if body is None or len(body) > KEPT_BYTES_MAX:
+            return
+        # A bound that the client did not set is a part of the answer only where it was reached.
+        if provenance.clamped_to == call.clamped_to or not replay.is_cut(body):
             self.cache.keep(slot, provenance.rung, body, work.usage, work.nanousd)
 
 

@@ -19,7 +19,7 @@ from router.flow.observe import Observer, Record
 from router.flow.single_flight import Flight, GoAlone, Seat, SingleFlight
 from router.flow.sink import Provenance, Sink
 from router.flow.tasks import Tasks
-from router.types import Answer, Call, ChatCall, Embeddings
+from router.types import Answer, Call, Embeddings
 
 # A larger answer is neither kept nor told again.
 KEPT_BYTES_MAX = 1 << 20
@@ -65,15 +65,12 @@ def hand_over(ledger: Ledger) -> Callable[[Payer, Payer], bool]:
 class SharedSink:
     """Where the work of a flight puts its answer. What is written is content: it commits.
 
-    `clamped_to`: as the call is for everybody. An answer that the payer's budget made shorter is
-    for the payer, and one that two rungs gave together is not kept.
+    An answer that the payer's budget made shorter is for the payer, and one that two rungs gave
+    together is not kept.
     """
 
-    def __init__(
-        self, flight: SharedFlight, kept_bytes_max: int, clamped_to: int | None = None
-    ) -> None:
+    def __init__(self, flight: SharedFlight, kept_bytes_max: int) -> None:
         self._flight = flight
-        self._clamped_to = clamped_to
         self._kept: list[bytes] | None = []
         self._kept_bytes = 0
         self._kept_bytes_max = kept_bytes_max
@@ -127,7 +124,7 @@ class SharedSink:
         self.is_committed = True
         before, self.provenance = self.provenance, provenance
         if before is None:
-            if provenance.clamped_to != self._clamped_to:
+            if provenance.is_short:
                 self.keep_for_payer()
         elif before is not provenance and before.rung != provenance.rung:
             self._kept = None
@@ -180,13 +177,12 @@ class Sharing:
         its end when its callers have left.
         """
         assert record.admission is not None
-        clamped_to = call.clamped_to if isinstance(call, ChatCall) else None
         own = Record(record.call_id, record.route, admission=record.admission, cache=record.cache)
         own.of_call(call)
         payer = Payer(record.admission, call.ladder.name, own)
 
         async def work_for_all(flight: SharedFlight) -> Served | None:
-            shared = SharedSink(flight, KEPT_BYTES_MAX, clamped_to)
+            shared = SharedSink(flight, KEPT_BYTES_MAX)
             flight.notes = shared
             await work(shared, own)
             return shared.served

@@ -13,13 +13,15 @@ from router.types import Answer, Embeddings, Rung
 class Provenance:
     """Whom an answer comes from, for the response headers; `rung` None: not known yet.
 
-    `cost_nanousd` None: not known before the answer's end.
+    `cost_nanousd` None: not known before the answer's end. `is_short`: it could be no longer for
+    want of its payer's money.
     """
 
     rung: Rung | None
     attempts: int
     clamped_to: int | None = None
     cost_nanousd: int | None = None
+    is_short: bool = False
 
 
 class Sink(Protocol):

@@ -253,9 +253,14 @@ def _connect(path: Path | None) -> sqlite3.Connection:
 
 def _check_whose(database: sqlite3.Connection, path: Path | None) -> None:
     """Before anything is written: another program's file, or a newer Rungway's, stays as it is."""
-    [application] = database.execute("PRAGMA application_id").fetchone()
-    [version] = database.execute("PRAGMA user_version").fetchone()
-    [tables] = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # At one moment: another process may be making the tables just now.
+    database.execute("BEGIN")
+    try:
+        [tables] = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        [application] = database.execute("PRAGMA application_id").fetchone()
+        [version] = database.execute("PRAGMA user_version").fetchone()
+    finally:
+        database.execute("ROLLBACK")
     if application != APPLICATION_ID and tables:
         raise StateRefused(
             f"{path} is the database of another program; name another file in [state] url"

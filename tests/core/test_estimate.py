@@ -199,7 +199,24 @@ def agreed(
     ],
 )
 def test_terms(found: Terms, sent: int | None, held: int) -> None:
-    assert found == Terms(sent, held)
+    assert (found.output_tokens_max, found.held_tokens) == (sent, held)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_short"),
+    [
+        (agreed(), False),
+        (agreed(asked=500, usd=10_000), False),
+        (agreed(asked=500, usd=200), True),
+        (agreed(asked=500, tokens=150), True),
+        # What nobody asked for is bounded all the same, and that is not for want of money.
+        (agreed(holds_all=True, usd=1_000_000), False),
+        (agreed(holds_all=True, usd=200), True),
+        (agreed(asked=500, context_left=300, usd=10_000), False),
+    ],
+)
+def test_an_answer_is_short_where_money_alone_bounds_it(found: Terms, *, is_short: bool) -> None:
+    assert found.is_short is is_short
 
 
 @given(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
+from router.core import replay
 from router.core.replay import Whole, payloads_of, whole_of
 
 WORDS = st.sampled_from(["", "no", "a word " * 50, "x" * 300, "\u2028\U0001f600é " * 40])
@@ -282,3 +283,19 @@ class TestGathering:
         found = gathered(one, two, END)["choices"][0]["logprobs"]
         assert found["refusal"] == [token("a"), token("c")]
         assert gathered(one, one, END) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_cut"),
+    [
+        (b'{"choices": [{"finish_reason": "stop"}]}', False),
+        (b'{"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}', True),
+        (b'{"choices": []}', False),
+        (b"{}", True),
+        (b"[]", True),
+        (b"no JSON", True),
+        (b'{"choices": [1]}', True),
+    ],
+)
+def test_what_could_not_be_longer_says_so(answer: bytes, *, is_cut: bool) -> None:
+    assert replay.is_cut(answer) is is_cut

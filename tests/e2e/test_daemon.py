@@ -221,8 +221,7 @@ def test_open_mode_cannot_leave_loopback_by_the_command_line(
 
 def test_check_says_what_is_good_and_what_has_no_effect(tmp_path: Path, upstream: Upstream) -> None:
     endpoint = (
-        '[backends.e]\nkind = "inference-endpoint"\nurl = "https://x.example"\n'
-        "usd_per_hour = 5\n"
+        '[backends.e]\nkind = "inference-endpoint"\nurl = "https://x.example"\nusd_per_hour = 5\n'
     )
     write_config(tmp_path, upstream.url, extra=endpoint)
     code, out, errors = rungway("check", cwd=tmp_path)

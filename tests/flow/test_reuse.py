@@ -28,16 +28,16 @@ class House:
         self.end = asyncio.Event()
         self.sink: Any = None
 
-    def board(self, payer: str, clamped_to: int | None = None) -> Seat[Any, Any]:
+    def board(self, payer: str) -> Seat[Any, Any]:
         async def work(flight: SharedFlight) -> Any:
-            self.sink = SharedSink(flight, KEPT_BYTES_MAX, clamped_to)
+            self.sink = SharedSink(flight, KEPT_BYTES_MAX)
             await self.end.wait()
             return self.sink.served
 
         return self.flights.board(b"k", payer, work)
 
-    async def take(self, *payers: str, clamped_to: int | None = None) -> list[Seat[Any, Any]]:
-        self.seats = [self.board(payer, clamped_to) for payer in payers]
+    async def take(self, *payers: str) -> list[Seat[Any, Any]]:
+        self.seats = [self.board(payer) for payer in payers]
         await asyncio.sleep(0)
         return self.seats
 
@@ -105,12 +105,11 @@ async def test_what_is_too_large_is_told_and_not_kept(house: House) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize(("asked", "told"), [(None, 8), (20, 8)])
 async def test_what_the_payer_s_budget_made_shorter_is_the_payer_s(
-    house: House, asked: int | None, told: int, *, whole: bool
+    house: House, *, whole: bool
 ) -> None:
-    seats = await house.take("alice", "bob", clamped_to=asked)
-    provenance = Provenance(ONE, 1, told)
+    seats = await house.take("alice", "bob")
+    provenance = Provenance(ONE, 1, 8, is_short=True)
     if whole:
         await house.sink.send_answer(Answer(b"{}"), provenance)
     else:
@@ -118,11 +117,11 @@ async def test_what_the_payer_s_budget_made_shorter_is_the_payer_s(
     house.end.set()
     with pytest.raises(GoAlone):
         await seats[1].result()
-    assert (await seats[0].result()).provenance.clamped_to == told
+    assert (await seats[0].result()).provenance.clamped_to == 8
 
 
 async def test_a_limit_of_everybody_s_is_everybody_s_answer(house: House) -> None:
-    seats = await house.take("alice", "bob", clamped_to=8)
+    seats = await house.take("alice", "bob")
     await house.sink.send_answer(Answer(b"{}"), Provenance(ONE, 1, 8))
     house.end.set()
     assert [(await seat.result()).answer.body for seat in seats] == [b"{}"] * 2
