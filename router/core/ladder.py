@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from router.errors import (
     NoRungLeft,
@@ -67,6 +67,40 @@ class Step:
     error: UpstreamError | None = None
 
 
+class Plan(Sequence[Step]):
+    """The steps of a call. Each is judged when somebody first looks at it: of many rungs a call
+    mostly needs one. A slice shares its steps with the whole.
+    """
+
+    __slots__ = ("_judge", "_places", "_rungs", "_steps")
+
+    def __init__(self, rungs: Sequence[Rung], judge: Callable[[Rung], Step]) -> None:
+        self._rungs = rungs
+        self._judge = judge
+        self._places = range(len(rungs))
+        self._steps: dict[int, Step] = {}
+
+    @overload
+    def __getitem__(self, place: int) -> Step: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Plan: ...
+
+    def __getitem__(self, place: int | slice) -> Step | Plan:
+        if isinstance(place, slice):
+            part = Plan(self._rungs, self._judge)
+            part._places, part._steps = self._places[place], self._steps
+            return part
+        at = self._places[place]
+        step = self._steps.get(at)
+        if step is None:
+            step = self._steps[at] = self._judge(self._rungs[at])
+        return step
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 _FRESH = RungView()
 # Why a rung is left out that no waiting changes.
 _FOR_GOOD = frozenset(
@@ -81,14 +115,18 @@ def plan(
     views: Mapping[str, RungView],
     unable: Unable,
     unaffordable: Affords,
-) -> list[Step]:
+) -> Plan:
     """The steps for this call, those to take in the order to take them, with every reason.
 
     `unable` asks the rung's backend whether its protocol can carry the call, `unaffordable` the
     ledger whether the key can pay for it.
     """
     rungs = order(call.ladder.rungs, call.policy, views)
-    return [_step(call, rung, views.get(rung.name, _FRESH), unable, unaffordable) for rung in rungs]
+
+    def judge(rung: Rung) -> Step:
+        return _step(call, rung, views.get(rung.name, _FRESH), unable, unaffordable)
+
+    return Plan(rungs, judge)
 
 
 def recheck(step: Step, call: Call, view: RungView, unable: Unable, unaffordable: Affords) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from router.backends.base import Backend, State
@@ -118,7 +118,7 @@ class Pipeline:
             self._ledger.leave(admission, call.ladder.name)
             record.total_s = self._clock() - started
 
-    def plan(self, call: Call) -> list[Step]:
+    def plan(self, call: Call) -> Sequence[Step]:
         """Which rungs this call would try now, and why not the others."""
         views = self._board.views(call.ladder, call.key.priority)
         return ladder.plan(call, views, self._unable, self._unaffordable)
@@ -172,7 +172,7 @@ class Pipeline:
         raise ladder.no_rung_left(call.ladder.name, steps, param)
 
     async def _try_each(
-        self, steps: list[Step], progress: Progress, sink: Sink, record: Record, started: float
+        self, steps: Sequence[Step], progress: Progress, sink: Sink, record: Record, started: float
     ) -> bool:
         """Whether one of the rungs answered; False: none is left, or none may be asked any more."""
         for place, step in enumerate(steps):
@@ -205,7 +205,7 @@ class Pipeline:
         self,
         progress: Progress,
         step: Step,
-        later: list[Step],
+        later: Sequence[Step],
         sink: Sink,
         record: Record,
         started: float,
@@ -301,7 +301,7 @@ class Pipeline:
         )
         progress.recheck(step, self.continuity)
 
-    def _has_room(self, progress: Progress, later: list[Step]) -> bool:
+    def _has_room(self, progress: Progress, later: Sequence[Step]) -> bool:
         """Whether one of these rungs would take the call at once."""
         for step in later:
             if step.take:

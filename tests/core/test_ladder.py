@@ -185,3 +185,25 @@ def test_a_step_is_asked_again_when_its_turn_comes() -> None:
 def test_a_prompt_too_long_names_the_parameter() -> None:
     assert no_rung_left("l", steps_of(LONG)).param == "messages"
     assert no_rung_left("l", steps_of(LONG), "input").param == "input"
+
+
+def test_a_step_is_judged_once_and_only_when_it_is_looked_at() -> None:
+    asked: list[str] = []
+
+    def unable(_: Call, rung: Rung) -> str | None:
+        asked.append(rung.name)
+        return None
+
+    steps = plan(call(tier="premium"), {}, unable, rich)
+    assert asked == []
+    assert len(steps) == 3
+    later = steps[1:]
+    assert asked == []
+    assert later[0] is steps[1]
+    assert asked == [steps[1].rung.name]
+    later[0].take = False
+    assert [step.take for step in steps] == [True, False, True]
+    assert [len(part) for part in (steps[:1], later[1:], steps[9:])] == [1, 1, 0]
+    with pytest.raises(IndexError):
+        later[2]
+    assert sorted(asked) == sorted(step.rung.name for step in steps)
