@@ -15,6 +15,7 @@ import pytest
 
 from router.app import make_service
 from router.config.load import parse
+from router.store import sqlite_file, sqlite_schema
 from router.transport.http import HttpClient
 from tests.api.test_budgets import ALICE, HI, PRICED, ask, config, usage_of, usd
 from tests.api.test_idempotency import ONE, Counting
@@ -214,3 +215,25 @@ async def test_a_limit_that_a_reload_lowers_holds_from_the_next_call_on(
         for backend in service.backends.values():
             await backend.aclose()
     await client.aclose()
+
+
+def test_a_state_that_another_process_is_just_making_is_not_taken_for_a_strangers(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s.db"
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as mine,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        other.execute("PRAGMA journal_mode=WAL")
+        looks = []
+
+        def make_it(statement: str) -> None:
+            looks.append(statement)
+            if len([one for one in looks if "BEGIN" not in one]) == 2:
+                sqlite_file._migrate(other)
+
+        mine.set_trace_callback(make_it)
+        sqlite_file._check_whose(mine, path)
+        mine.set_trace_callback(None)
+        assert mine.execute("PRAGMA application_id").fetchone() == (sqlite_schema.APPLICATION_ID,)
