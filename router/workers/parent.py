@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
+from router.app import ADOPT_STATE
 from router.config.model import Config
 from router.core import samples
 from router.daemon import StartError, address, notify
@@ -372,6 +373,8 @@ class Parent:
             _log.info("worker %d serves again", number + 1)
         elif all(place.child and place.child.is_ready for place in self._places):
             self._is_announced = True
+            # Once: a worker that is started again takes no books but those that it knows.
+            os.environ.pop(ADOPT_STATE, None)
             self._announce(self._url)
             notify("READY=1")
 
