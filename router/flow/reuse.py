@@ -91,7 +91,15 @@ class Reuse:
         climb: Climb,
     ) -> None:
         if isinstance(call, EmbedCall):
-            await self._embed(call, wishes, rules, sink, record, climb)
+
+            async def embed(sink: Sink, record: Record) -> None:
+                await self._embed(call, wishes, rules, sink, record, climb)
+
+            if call.key.drains:
+                key = call.id.encode()
+                await self._sharing.share(key, call, sink, record, embed, drains=True)
+            else:
+                await embed(sink, record)
             return
         slot = self.cache.slot(call, wishes.control, rules)
         if slot is None and not call.key.drains:

@@ -237,3 +237,25 @@ def test_a_state_that_another_process_is_just_making_is_not_taken_for_a_stranger
         sqlite_file._check_whose(mine, path)
         mine.set_trace_callback(None)
         assert mine.execute("PRAGMA application_id").fetchone() == (sqlite_schema.APPLICATION_ID,)
+
+
+async def test_vectors_of_who_has_left_are_read_and_charged_where_the_key_drains() -> None:
+    upstream = Counting()
+    text = config(("{url}", PRICED), key=DRAINS).replace("chat]", 'chat]\ntask = "embeddings"', 1)
+    async with FakeUpstream(upstream) as up, open_house(text.replace("{url}", up.url)) as house:
+        body = {"model": "chat", "input": ["a"]}
+        warm = await house.post("/v1/embeddings", {**body, "input": ["warm"]}, ALICE)
+        assert warm[0] == 200
+        upstream.go.clear()
+        asked = upstream.count
+        caller = asyncio.create_task(house.post("/v1/embeddings", body, ALICE))
+        await until(lambda: upstream.count > asked)
+        caller.cancel()
+        await until(lambda: not house.shared.observer.in_flight)
+        upstream.go.set()
+        await until(lambda: len(house.lines) == 2)
+        line = house.lines[1]
+        assert (line["error"], line["input_tokens"]) == ("client_left", 2)
+        assert line["attempts"] == [{"rung": "b0/org/m", "cause": "ok"}]
+        again = await house.post("/v1/embeddings", body, ALICE)
+        assert (again[2]["x-rungway-cache"], upstream.count) == ("hit", asked + 1)
