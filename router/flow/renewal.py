@@ -21,7 +21,7 @@ from router.core.accounts import Account, Meter, window_end, window_start
 from router.core.leases import Ask, Lease
 from router.errors import StateUnavailable
 from router.flow.purse import Row
-from router.store.base import LedgerStore, RowKey, Totals
+from router.store.base import LedgerStore, RowKey, StateLost, Totals
 from router.store.journal import Journal, JournalFull
 
 _log = logging.getLogger("rungway")
@@ -58,7 +58,10 @@ class Books:
         process: str,
         boot_clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        *,
+        ask_s: float = _ASK_S,
     ) -> None:
+        self._ask_s = ask_s
         self._store = store
         self._journal: Journal | None = None
         self._wall_clock = wall_clock
@@ -66,6 +69,7 @@ class Books:
         self.boot_s = boot_clock
         self.open_holds: Callable[[], list[tuple[int, Row, int, int]]] = list
         self.trouble = ""
+        self._is_lost = False
         self.version = 0
         self.live = 1
         self._leases: dict[Account, Lease] = {}
@@ -185,10 +189,10 @@ class Books:
         self._waiting.append((answered, wants))
         self._wake.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ASK_S):
+            async with asyncio.timeout(self._ask_s):
                 await answered
         if not answered.done() or answered.cancelled():
-            self.trouble = self.trouble or f"the store did not answer within {_ASK_S:g} s"
+            self.trouble = self.trouble or f"the store did not answer within {self._ask_s:g} s"
 
     def _is_hopeless(self, wants: Wants) -> bool:
         fresh = self.boot_s() - _SURE_S
@@ -294,7 +298,7 @@ class Books:
             return
         if self.trouble:
             _log.info("the store of budgets answers again")
-            self.trouble = ""
+            self.trouble, self._is_lost = "", False
         self.version, self.live = answer.version, answer.live
         self._current_until = asked_at + answer.lease_s
         now = self.boot_s()
@@ -347,8 +351,16 @@ class Books:
         return Ask(lease.account, self._number, lease.limit, lease.spent, floor, need, keep)
 
     def _failed(self, error: StateUnavailable) -> None:
-        if not self.trouble:
+        is_lost = isinstance(error, StateLost)
+        if is_lost and not self._is_lost:
+            _log.error(
+                "ALARM: %s. Restore the state, or start again with --adopt-state to go on with "
+                "what is there",
+                error,
+            )
+        elif not self.trouble:
             _log.error("ALARM: the store of budgets fails, calls go on within leases: %s", error)
+        self._is_lost = is_lost
         self.trouble = error.message[:_TROUBLE_CHARS_MAX]
         self._ask_after = self.boot_s() + _AFTER_TROUBLE_S / 2
         # What was said may not have arrived.

@@ -56,7 +56,8 @@ async def desk(store: Store | None = None, name: str = "p") -> AsyncIterator[Des
     own = store is None
     if store is None:
         store = await SqliteStore.open(None, wall_s=lambda: now[0], alive_s=lambda: boot[0])
-    books = Books(store, name, lambda: boot[0], lambda: now[0])
+    # A busy machine is no slow store.
+    books = Books(store, name, lambda: boot[0], lambda: now[0], ask_s=10.0)
     ledger = Ledger(books, lambda: now[0])
     tasks = Tasks()
     await books.start(None)
