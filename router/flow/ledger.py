@@ -29,6 +29,8 @@ from router.types import Key, Price, Rung, Usage
 _FREE = Price(0, 0)
 # What a refused caller is told to wait where the amount is only in the hands of other calls.
 _IN_USE_S = 1.0
+# How often a hold asks the store where others draw what it was granted.
+_TRIES_MAX = 8
 # Of a hundred thousand purses; so that the loop does not stand still for all of them.
 _LOOKED_AT_MAX = 2_000
 
@@ -182,12 +184,7 @@ class Ledger:
     async def grow_from_store(self, hold: Hold, *, input_tokens: int, output_tokens: int) -> None:
         """The same, asking the store where a lease has no room. Raises as `hold` does."""
         more = self._more(hold, input_tokens, output_tokens)
-        await self._books.ask(more)
-        if not self._books.is_current():
-            raise self._unavailable(hold.admission.key)
-        lease = self._refuses(more)
-        if lease is not None:
-            raise self._refused(hold.admission.key, lease, _wanted(more, lease))
+        await self._find_room(hold.admission.key, more)
         self._grown(hold, more, input_tokens, output_tokens)
 
     def settle(
@@ -309,15 +306,26 @@ class Ledger:
 
     async def _secure(self, key: Key, wants: Wants) -> None:
         """Hold all of it, or nothing and raise."""
+        await self._find_room(key, wants)
+        self._take(wants)
+
+    async def _find_room(self, key: Key, wants: Wants) -> None:
+        """Return where the leases have room for all of it now, or raise."""
         lease = self._refuses(wants)
-        if lease is not None or not self._books.is_current():
+        tries = 0
+        while lease is not None or not self._books.is_current():
+            tries += 1
             await self._books.ask(wants)
             if not self._books.is_current():
                 raise self._unavailable(key)
             lease = self._refuses(wants)
-            if lease is not None:
+            # Who came meanwhile may have drawn what was granted, while the store has more.
+            if lease is not None and (tries == _TRIES_MAX or self._is_all(lease, wants)):
                 raise self._refused(key, lease, _wanted(wants, lease))
-        self._take(wants)
+
+    def _is_all(self, lease: Lease, wants: Wants) -> bool:
+        """Whether to ask again is in vain."""
+        return bool(self._books.trouble) or lease.room + lease.free < _wanted(wants, lease)
 
     @staticmethod
     def _refuses(wants: Wants) -> Lease | None:

@@ -22,6 +22,7 @@ from tests.api.test_idempotency import ONE, Counting
 from tests.api.test_keys import KEYS, ROOT
 from tests.fakes.metered import Metered
 from tests.fakes.upstream import FakeUpstream
+from tests.flow.test_ledger import desk, key
 from tests.house import House, ladder_of, open_house
 
 DRAINS = 'on_disconnect = "drain"'
@@ -259,3 +260,15 @@ async def test_vectors_of_who_has_left_are_read_and_charged_where_the_key_drains
         assert line["attempts"] == [{"rung": "b0/org/m", "cause": "ok"}]
         again = await house.post("/v1/embeddings", body, ALICE)
         assert (again[2]["x-rungway-cache"], upstream.count) == ("hit", asked + 1)
+
+
+@pytest.mark.parametrize("gap", [3, 4, 7, 10])
+async def test_nobody_is_refused_for_what_those_who_came_later_have_drawn(gap: int) -> None:
+    async with desk() as d:
+        limited = key(concurrent=100, requests_per_minute=100)
+        calls = []
+        for number in range(99):
+            calls.append(asyncio.create_task(d.admit(limited)))
+            for _ in range(gap if number % 5 == 0 else 0):
+                await asyncio.sleep(0)
+        assert len(await asyncio.gather(*calls)) == 99
