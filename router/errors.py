@@ -131,6 +131,10 @@ class RateLimited(CallerError):
     should_retry = True
 
 
+# The `code` of a RateLimited where only calls under way hold what this one needs.
+BUDGET_IN_USE = "budget_in_use"
+
+
 class QuotaUsedUp(CallerError):
     """A key's budget is spent; it opens again in `retry_after_s`, and no retry helps before."""
 

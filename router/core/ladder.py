@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 from router.errors import (
+    BUDGET_IN_USE,
     NoRungLeft,
     QuotaUsedUp,
     RateLimited,
@@ -107,7 +108,7 @@ _FOR_GOOD = frozenset(
     {"tier", "unable", "tools", "vision", "json_schema", "prompt_too_long", "too_large", "unpriced"}
 )
 # Why a rung is left out that depends on the limits of the call's key.
-_OF_THE_KEY = frozenset({"budget", "rate", "state", "unpriced"})
+_OF_THE_KEY = frozenset({"budget", "in_use", "rate", "state", "unpriced"})
 
 
 def plan(
@@ -248,7 +249,7 @@ def _unpaid(
 ) -> RouterError | None:
     """The answer where money, or a count of tokens, is all that is missing."""
     money = causes - _FOR_GOOD
-    if not money <= {"budget", "rate", "state"} or not (money or "unpriced" in causes):
+    if not money <= _OF_THE_KEY or not (money or "unpriced" in causes):
         return None
     waits = [wait for step in steps if step.cause in money and (wait := _wait(step)) is not None]
     wait_s = max(1.0, min(waits)) if waits else None
@@ -256,6 +257,8 @@ def _unpaid(
         return StateUnavailable(message, retry_after_s=wait_s)
     if "rate" in money:
         return RateLimited(message, retry_after_s=wait_s)
+    if "in_use" in money:
+        return RateLimited(message, code=BUDGET_IN_USE, retry_after_s=wait_s)
     if "budget" in money:
         return QuotaUsedUp(message, retry_after_s=wait_s)
     return NoRungLeft(

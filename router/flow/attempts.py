@@ -13,6 +13,7 @@ from types import TracebackType
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt
 from router.errors import (
+    BUDGET_IN_USE,
     CallerError,
     QuotaUsedUp,
     RouterError,
@@ -267,4 +268,6 @@ def money_cause(refused: RouterError) -> str:
     """The word by which a plan knows why a key cannot pay."""
     if isinstance(refused, StateUnavailable):
         return "state"
-    return "budget" if isinstance(refused, QuotaUsedUp) else "rate"
+    if isinstance(refused, QuotaUsedUp):
+        return "budget"
+    return "in_use" if refused.code == BUDGET_IN_USE else "rate"

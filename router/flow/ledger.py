@@ -20,7 +20,14 @@ from itertools import count, islice
 from router.core import accounts
 from router.core.accounts import Meter
 from router.core.leases import Lease
-from router.errors import QuotaUsedUp, RateLimited, RouterError, StateUnavailable, TooLarge
+from router.errors import (
+    BUDGET_IN_USE,
+    QuotaUsedUp,
+    RateLimited,
+    RouterError,
+    StateUnavailable,
+    TooLarge,
+)
 from router.flow.purse import Purse, Row
 from router.flow.renewal import Books, Wants
 from router.store.base import RowKey
@@ -401,9 +408,10 @@ class Ledger:
             )
         if settled + amount <= lease.limit:
             return RateLimited(
-                f"{who} has {limit} ({meter.value}), of which the calls in flight hold too much "
-                f"for this one ({_amount(meter, amount)}); wait until one has ended",
-                code="budget_in_use",
+                f"{who} has {limit} ({meter.value}), of which calls in flight hold too much "
+                f"for this one ({_amount(meter, amount)}), here or in another process; "
+                "try again in a second",
+                code=BUDGET_IN_USE,
                 retry_after_s=min(_IN_USE_S, opens_s or _IN_USE_S),
             )
         when = "" if end is None else f"; it opens again at {_utc(end)}"

@@ -100,7 +100,7 @@ async def call(client: openai.AsyncOpenAI, *, stream: bool) -> str:
 async def spend_all(client: openai.AsyncOpenAI) -> None:
     """Call again and again, as the SDK is told to, until the budget is used up."""
     while (refused := await call(client, stream=True)) != "insufficient_quota":
-        assert refused in ("", "rate_limit_exceeded"), refused
+        assert refused in ("", "budget_in_use", "rate_limit_exceeded"), refused
 
 
 # --- several processes --------------------------------------------------------------------------
@@ -154,7 +154,7 @@ async def test_processes_share_a_budget_to_the_last_and_never_pass_it(
         found = await asyncio.gather(
             *(call(clients[place % 4], stream=place % 8 < 4) for place in range(200))
         )
-        assert set(found) <= {"", "rate_limit_exceeded", "insufficient_quota"}
+        assert set(found) <= {"", "budget_in_use", "rate_limit_exceeded", "insufficient_quota"}
         assert 50 < found.count("") <= 100
         assert meter.bill(PRICE) <= limit * A_TOKEN
         patient = [one.with_options(max_retries=12) for one in clients]
