@@ -263,9 +263,16 @@ class Recovered(NamedTuple):
     open_holds: int
     path: Path
 
-    def discard(self) -> None:
-        """Forget it, once the store knows. A process id never comes back, so no lock is needed."""
-        self.path.unlink(missing_ok=True)
+    def discard(self) -> bool:
+        """Forget it, once the store knows; False: another process did so meanwhile.
+
+        A process id never comes back, so no lock is needed.
+        """
+        try:
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def recover(folder: Path, *, bytes_max: int = BYTES_MAX) -> Iterator[Recovered]:

@@ -120,7 +120,7 @@ async def test_a_burst_spends_what_the_upstream_bills_and_never_more_than_the_li
                 if error["error"]["code"] == "insufficient_quota":
                     assert headers["x-should-retry"] == "false"
                 else:
-                    assert error["error"]["code"] == "rate_limit_exceeded"
+                    assert error["error"]["code"] == "budget_in_use"
                     assert headers["x-should-retry"] == "true"
                     assert headers["retry-after"] == "1"
             found = await usage_of(house)
@@ -480,7 +480,25 @@ async def test_keys_in_other_encodings_are_wrong_keys_and_nothing_worse() -> Non
 # --- a store in trouble -------------------------------------------------------------------------
 
 
-async def test_a_deleted_state_refuses_who_is_limited_and_nobody_else(tmp_path: Path) -> None:
+async def test_what_only_a_call_under_way_holds_is_worth_a_retry_by_its_code() -> None:
+    meter = Metered(tokens=40, pace=200)
+    async with FakeUpstream(meter) as upstream:
+        text = config((upstream.url, PRICED), limits=f"usd_per_day = {usd(60)}")
+        async with open_house(text) as house:
+            body = {**HI, "max_tokens": 40}
+            under_way = asyncio.create_task(ask(house, body))
+            while not meter.calls:
+                await asyncio.sleep(0)
+            status, error, headers = await ask(house, body)
+            assert (status, error["error"]["code"]) == (429, "budget_in_use")
+            assert (headers["x-should-retry"], headers["retry-after"]) == ("true", "1")
+            assert "try again" in error["error"]["message"]
+            assert (await under_way)[0] == 200
+
+
+async def test_a_deleted_state_refuses_who_is_limited_and_nobody_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     meter = Metered(tokens=40)
     path = tmp_path / "state.db"
     state = f'[state]\nurl = "sqlite://{path}"'
@@ -506,6 +524,8 @@ async def test_a_deleted_state_refuses_who_is_limited_and_nobody_else(tmp_path: 
             status, _, _ = await house.post("/v1/chat/completions", body, free)
             assert status == 200
             assert not path.exists()
+            alarms = [line for line in caplog.messages if "deleted or replaced" in line]
+            assert ["--adopt-state" in line for line in alarms if "ALARM" in line] == [True]
 
 
 async def test_a_locked_state_is_waited_for_within_the_lease_and_nothing_is_charged_twice(
