@@ -23,8 +23,7 @@ from tests.house import House, open_house
 
 # How many clients leave: RUNGWAY_LEAVERS=1000 plays what the promise speaks of.
 LEAVERS = int(os.environ.get("RUNGWAY_LEAVERS", "120"))
-# What is under way when a client leaves weighs less in a thousand longer streams.
-LEAVERS_SHARE = 0.01 if LEAVERS >= 1_000 else 0.02
+LEAVERS_SHARE = 0.01
 POLICIES = ("cancel", "drain")
 # 10,000 nano-dollars a token: what tokens are worth is easy to read.
 USD_PER_MTOK = 10
@@ -246,7 +245,14 @@ async def test_usage_that_comes_at_the_end_and_above_what_was_held_is_charged_an
 # --- clients that leave -------------------------------------------------------------------------
 
 
-async def leave(house: House, body: Any, *, after_events: int, after_s: float) -> None:
+async def leave(
+    house: House,
+    body: Any,
+    *,
+    after_events: int,
+    after_s: float,
+    heard: asyncio.Semaphore | None = None,
+) -> None:
     """Ask on a connection of one's own, and close it at some point of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rsplit(":", 1)[1]))
     data = orjson.dumps(body)
@@ -259,14 +265,24 @@ async def leave(house: House, body: Any, *, after_events: int, after_s: float) -
         async with asyncio.timeout(after_s):
             seen = 0
             while seen < after_events and (line := await reader.readline()):
-                seen += line.startswith(b"data: ")
+                if line.startswith(b"data: "):
+                    seen += 1
+                    if heard is not None:
+                        heard.release()
     except TimeoutError:
         pass
     writer.transport.abort()
 
 
-async def leavers(house: House, meter: Metered, *, streams: bool) -> tuple[int, int]:
-    """So many clients leave at random points; what the ledger has of it, and the bill."""
+def _whole_s(meter: Metered) -> float:
+    return meter.tokens / (meter.pace or 1e5)
+
+
+async def leavers(
+    house: House, meter: Metered, *, streams: bool, in_step: bool = False
+) -> tuple[int, int]:
+    """So many clients leave at random points; what the ledger has of it, and the bill. `in_step`:
+    the upstream makes a token when its client has read the one before."""
     for _ in range(3):
         # The rung has reported some answers, as any rung in use has.
         assert (await ask(house, {**HI, "stream": streams}))[0] == 200
@@ -275,16 +291,25 @@ async def leavers(house: House, meter: Metered, *, streams: bool) -> tuple[int, 
     chance = random.Random(4)
     places = asyncio.Semaphore(80)
 
-    async def come_and_go() -> None:
+    async def come_and_go(user: str) -> None:
         async with places:
+            heard = meter.heard.get(user)
             await leave(
                 house,
-                {**HI, "stream": streams},
+                {**HI, "stream": streams, "user": user},
                 after_events=chance.randint(1, meter.tokens + 3),
-                after_s=chance.uniform(0.02, 1.5 * meter.tokens / (meter.pace or 1e5)),
+                after_s=60 if heard else chance.uniform(0.02, 1.5 * _whole_s(meter)),
+                heard=heard,
             )
+            if heard is not None:
+                # What is drained is not read any more.
+                for _ in range(meter.tokens):
+                    heard.release()
 
-    await asyncio.gather(*(come_and_go() for _ in range(LEAVERS)))
+    users = [f"u{number}" for number in range(LEAVERS)]
+    if in_step:
+        meter.heard = {user: asyncio.Semaphore(0) for user in users}
+    await asyncio.gather(*map(come_and_go, users))
     async with asyncio.timeout(20):
         # What is drained goes on when its caller has left.
         while meter.busy or house.shared.ledger.open:
@@ -298,13 +323,13 @@ async def leavers(house: House, meter: Metered, *, streams: bool) -> tuple[int, 
 async def test_streams_that_clients_leave_are_charged_what_the_upstream_produced(
     policy: str,
 ) -> None:
-    meter = Metered(tokens=60, pace=40)
+    meter = Metered(tokens=240)
     async with FakeUpstream(meter) as upstream:
         text = config(
             (upstream.url, PRICED), key=f'on_disconnect = "{policy}"', limits="usd_per_day = 1000"
         )
         async with open_house(text) as house:
-            charged, billed = await leavers(house, meter, streams=True)
+            charged, billed = await leavers(house, meter, streams=True, in_step=True)
             print(f"{policy}: {LEAVERS} left, charged {charged}, billed {billed}")
             assert abs(charged - billed) <= LEAVERS_SHARE * billed
             if policy == "cancel":

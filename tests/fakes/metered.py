@@ -22,7 +22,9 @@ WORDS = (" the", " a", " ladder", " of", " models", " is", " climbed", " from", 
 class Metered:
     """`tokens`: what an answer has, unless `max_tokens` is obeyed and less. `pace`: tokens in a
     second; 0: as fast as they can be written. `joined`: tokens in one chunk. `reports`: whether it
-    says what was used; `lies` is added to what it says.
+    says what was used; `lies` is added to what it says. `heard`: by the `user` of a request, how
+    many events its client has read; a token is made only once the one before was read, which is a
+    pace that no busy machine changes.
     """
 
     tokens: int = 40
@@ -38,6 +40,7 @@ class Metered:
     cut: int = 0
     busy: int = 0
     bodies: list[Any] = field(default_factory=list)
+    heard: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
     def bill(self, price: Price) -> int:
         """Nano-dollars so far; each call is rounded up by itself."""
@@ -94,7 +97,7 @@ class Metered:
                 payload["choices"][0]["index"] = made % choices
                 await reply.event(payload)
                 made += count
-                await self._wait(left, count)
+                await self._wait(left, count, self.heard.get(body.get("user", "")))
             if left.done():
                 self.cut += 1
                 reply.close()
@@ -115,8 +118,14 @@ class Metered:
             self.output_tokens += made
             await _stop(left)
 
-    async def _wait(self, left: asyncio.Task[None], count: int) -> None:
-        if self.pace:
+    async def _wait(
+        self, left: asyncio.Task[None], count: int, heard: asyncio.Semaphore | None
+    ) -> None:
+        if heard is not None:
+            reading = asyncio.create_task(heard.acquire())
+            await asyncio.wait({left, reading}, return_when=asyncio.FIRST_COMPLETED)
+            reading.cancel()
+        elif self.pace:
             await asyncio.wait({left}, timeout=count / self.pace)
         else:
             await asyncio.sleep(0)
