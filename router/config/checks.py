@@ -474,6 +474,37 @@ def warn_of_shares(
                 )
 
 
+def warn_of_unpriced(
+    server: schema.Server,
+    ladders: Mapping[str, Ladder],
+    backends: Mapping[str, BackendConfig | None],
+    keys: Mapping[str, schema.Key | None],
+    report: Report,
+) -> None:
+    """Rungs that callers with a money limit never get, since no server of the kind says a price."""
+    if server.auth == "open":
+        who = "[server] open_usd_per_day limits what all may spend"
+    else:
+        limited = [name for name, raw in keys.items() if raw is not None and _needs_prices(raw)]
+        if not limited:
+            return
+        who = f'the key "{limited[0]}" has a money limit'
+    for name, made in ladders.items():
+        for place, rung in enumerate(made.rungs):
+            if rung.price is None and isinstance(backends.get(rung.backend), schema.OpenAiBackend):
+                report.warning(
+                    ("ladders", name, "rungs", place),
+                    f"has no usd_per_mtok, so its price is unknown; {who}, and so this rung is "
+                    "skipped; add usd_per_mtok = { input = …, output = … }",
+                )
+
+
+def _needs_prices(raw: schema.Key) -> bool:
+    limits = raw.limits
+    is_limited = limits.usd_per_day is not None or limits.usd_per_month is not None
+    return is_limited and not raw.allow_unpriced
+
+
 def check_digests(keys: Mapping[str, schema.Key | None], report: Report) -> None:
     first: dict[str, str] = {}
     for name, raw in keys.items():

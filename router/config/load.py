@@ -201,6 +201,7 @@ class _Reader:
         checks.check_digests(keys, report)
         checks.warn_of_nothing(server, ladders, keys, report)
         checks.warn_of_shares(server.workers, made, report)
+        checks.warn_of_unpriced(server, made, backends, keys, report)
         by_digest = {
             bytes.fromhex(raw.sha256): checks.key(name, raw, ladder_names, self._environ, report)
             for name, raw in keys.items()

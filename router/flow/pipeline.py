@@ -321,8 +321,9 @@ class Pipeline:
             if self._board.probe_of(rung.backend).state is State.UNKNOWN:
                 return Unaffordable("its price was not asked for yet", "state", 1.0)
             words = (
-                "its price is unknown, and the key has a money limit: give the rung its "
-                "usd_per_mtok, or the key allow_unpriced"
+                "its price is unknown, and the key has a money limit (where there are no keys, "
+                "it is server.open_usd_per_day): give the rung its usd_per_mtok, or the key "
+                "allow_unpriced"
             )
             return Unaffordable(words, "unpriced")
         if isinstance(call, ChatCall):

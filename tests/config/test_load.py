@@ -442,6 +442,39 @@ def test_what_is_odd_but_possible_is_warned_of(text: str, words: str) -> None:
     assert any(words in warning for warning in good(text).warnings)
 
 
+UNPRICED = """
+[backends.p]
+kind = "openai"
+url = "https://{host}"
+[ladders.l]
+[[ladders.l.rungs]]
+backend = "p"
+model = "m"
+"""
+OPEN = '[server]\nauth = "open"\n'
+
+
+@pytest.mark.parametrize(
+    ("host", "added", "words"),
+    [
+        ("api.example.com", OPEN, ["open_usd_per_day"]),
+        ("api.example.com", f"{KEY}limits.usd_per_month = 3\n", ['"k" has a money limit']),
+        ("api.example.com", f"{KEY}limits.tokens_per_day = 3\n", []),
+        ("api.example.com", f"{KEY}limits.usd_per_day = 3\nallow_unpriced = true\n", []),
+        ("10.0.0.2", OPEN, []),
+    ],
+)
+def test_a_rung_that_its_callers_may_not_pay_for_is_warned_of(
+    host: str, added: str, words: list[str]
+) -> None:
+    text = UNPRICED.format(host=host) + added
+    warnings = [one for one in good(text).warnings if "usd_per_mtok" in one]
+    assert len(warnings) == len(words)
+    assert all(word in one for word, one in zip(words, warnings, strict=True))
+    priced = text.replace('"m"', '"m"\nusd_per_mtok = { input = 1, output = 2 }')
+    assert not any("usd_per_mtok" in one for one in good(priced).warnings)
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1", "http://10.0.0.2", "http://gpu:80", "https://x.org"]
 )
