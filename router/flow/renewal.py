@@ -87,7 +87,6 @@ class Books:
         self._returning: set[Account] = set()
         # To what limits, until the store knows.
         self._lowered: dict[Account, int] = {}
-        self._tidy_at = 0.0
         self._order: deque[Lease] = deque()
         self._row_order: deque[Row] = deque()
         self._rows_of: dict[str, list[Row]] = {}
