@@ -16,7 +16,7 @@ from router.api.asked import Query, read_struct
 from router.api.exchange import Exchange
 from router.api.reply import json_reply
 from router.config import schema
-from router.errors import BadRequest, Forbidden
+from router.errors import BadRequest, Forbidden, UnknownKey
 from router.store.base import RowKey, Totals
 from router.types import NANO_USD, Json
 
@@ -77,6 +77,8 @@ async def show_usage(exchange: Exchange) -> web.StreamResponse:
 async def resolve(exchange: Exchange) -> web.StreamResponse:
     """POST /router/v1/usage/resolve: charge what is in doubt, or let it go."""
     wanted = read_struct(Resolution, await exchange.read_json())
+    if wanted.key is not None:
+        await _require_known(exchange, wanted.key)
     resolved = await exchange.shared.store.resolve(wanted.key, charge=wanted.charge)
     body = {
         "object": "resolution",
@@ -86,6 +88,16 @@ async def resolve(exchange: Exchange) -> web.StreamResponse:
         "nano_usd": {"resolved": resolved},
     }
     return json_reply(body, headers=exchange.headers())
+
+
+async def _require_known(exchange: Exchange, key: str) -> None:
+    """A slip in a name must not look like a doubt that is cleared."""
+    shared = exchange.shared
+    if shared.keys.file_key(key) is not None or await shared.store.get_key(key) is not None:
+        return
+    # A key that is gone may have left doubts.
+    if not await shared.store.usage(("key",), key=key, since=0, until=_FOREVER):
+        raise UnknownKey(f"no key is named {key!r}, and none of that name was ever used")
 
 
 async def _lines(

@@ -5,6 +5,7 @@ Each function reads one part of the file's values, reports what cannot be, and g
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -89,6 +90,8 @@ def check_state(
         host = urlsplit(state.url).netloc
         if not host or "@" in host:
             report.problem(path, "needs a host and no password in it: valkey://host:6379/0")
+        elif importlib.util.find_spec("valkey") is None:
+            report.problem(path, "needs the package valkey: pip install 'rungway[valkey]'")
     else:
         report.problem(path, "must be sqlite:///path, valkey://host:6379/0 or memory://")
     return state

@@ -94,6 +94,7 @@ async def know_books(store: Store, place: str, folder: Path, *, adopts: bool) ->
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
     path.write_text(text)
 
 

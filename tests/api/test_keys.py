@@ -179,6 +179,13 @@ async def test_a_wrong_setting_is_told_by_its_path(body: Any, param: str) -> Non
         ("GET", "/router/v1/usage?since=2026-02-30", None, 400, "invalid_value"),
         ("GET", "/router/v1/usage?since=9999-01-01", None, 400, "invalid_value"),
         ("GET", "/router/v1/usage?since=2026-02-02&until=2026-02-02", None, 400, "invalid_value"),
+        (
+            "POST",
+            "/router/v1/usage/resolve",
+            {"key": "nobody", "charge": True},
+            404,
+            "key_not_found",
+        ),
         ("POST", "/router/v1/usage/resolve", {}, 400, "invalid_value"),
         ("POST", "/router/v1/usage/resolve", {"charge": "no"}, 400, "invalid_value"),
     ],

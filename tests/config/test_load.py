@@ -726,3 +726,13 @@ def test_time_limits_that_are_left_out_follow_the_task() -> None:
     ladders = parse(text, "f", {}).ladders
     times = {name: (one.limits.answer_s, one.limits.total_s) for name, one in ladders.items()}
     assert times == {"chat": (120, 600), "embed": (30, 120), "own": (5, 120)}
+
+
+def test_a_valkey_without_its_package_is_told_before_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = GOOD + '[state]\nurl = "valkey://127.0.0.1:6379/0"\n'
+    assert good(text).state.url == "valkey://127.0.0.1:6379/0"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (told,) = problems(text)
+    assert "pip install 'rungway[valkey]'" in told
