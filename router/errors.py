@@ -22,6 +22,7 @@ class RouterError(Exception):
     `status` is the HTTP status of the answer, `kind` the envelope's `type`, `code` its `code`,
     `param` the offending parameter, `retry_after_s` the seconds to wait (None: unknown).
     `lacks_money`: the limits of the call's key had a part in it, so another key may fare better.
+    `rungs`: where a whole plan failed, why each rung was not taken, as `explain` has it.
     """
 
     status = 500
@@ -31,6 +32,7 @@ class RouterError(Exception):
     # Most faults may pass; a caller's own mistake does not.
     should_retry = True
     lacks_money = False
+    rungs: Sequence[dict[str, Any]] = ()
 
     def __init__(
         self,
@@ -315,7 +317,7 @@ class RouterFault(RouterError):
 
 
 class NoRungLeft(RouterFault):
-    """Every rung was skipped or failed; `rungs` has the reason for each, as `explain` does."""
+    """Every rung was skipped or failed."""
 
     kind = "upstream_error"
     code = "no_rung_left"
@@ -327,14 +329,12 @@ class NoRungLeft(RouterFault):
         status: int,
         kind: str = "upstream_error",
         code: str = "no_rung_left",
-        rungs: Sequence[dict[str, Any]] = (),
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, code=code, param=param, retry_after_s=retry_after_s)
         self.status = status
         self.kind = kind
-        self.rungs = list(rungs)
         # Room comes back, so a caller who waits as told may succeed; the rest was tried already.
         self.should_retry = status == 429
 

@@ -14,7 +14,7 @@ import orjson
 from aiohttp import web
 
 from router.core import sse
-from router.errors import MethodNotAllowed, NoRungLeft, RouterError
+from router.errors import MethodNotAllowed, RouterError
 from router.types import Json
 
 JSON_TYPE = "application/json"
@@ -38,7 +38,7 @@ def envelope(error: RouterError) -> Json:
         "param": error.param,
         "code": error.code,
     }
-    if isinstance(error, NoRungLeft) and error.rungs:
+    if error.rungs:
         inner["rungs"] = error.rungs
     return {"error": inner}
 

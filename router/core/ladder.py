@@ -180,6 +180,7 @@ def no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str = "messag
     """The error for a call that no rung answered."""
     error = _no_rung_left(ladder, steps, prompt_param)
     error.lacks_money = any(step.cause in _OF_THE_KEY for step in steps)
+    error.rungs = describe(steps)
     return error
 
 
@@ -189,8 +190,7 @@ def _no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str) -> Rout
     504, and the rest 502.
     """
     causes = {_cause(step) for step in steps}
-    rungs = describe(steps)
-    words = "; ".join(f"{rung['rung']}: {rung['reason']}" for rung in rungs)
+    words = "; ".join(f"{rung['rung']}: {rung['reason']}" for rung in describe(steps))
     message = f"no rung of the ladder {ladder!r} can answer: {words}"
     if causes <= {"prompt_too_long"}:
         return NoRungLeft(
@@ -198,7 +198,6 @@ def _no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str) -> Rout
             status=400,
             kind="invalid_request_error",
             code="context_length_exceeded",
-            rungs=rungs,
             param=prompt_param,
         )
     if causes <= {"tier"}:
@@ -207,7 +206,6 @@ def _no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str) -> Rout
             status=403,
             kind="invalid_request_error",
             code="model_not_allowed",
-            rungs=rungs,
             param="model",
         )
     if causes <= {"too_large", "prompt_too_long"}:
@@ -216,7 +214,6 @@ def _no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str) -> Rout
             status=413,
             kind="invalid_request_error",
             code="request_too_large",
-            rungs=rungs,
         )
     if causes <= {"tools", "vision", "json_schema", "unable", "prompt_too_long"}:
         return NoRungLeft(
@@ -224,9 +221,8 @@ def _no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str) -> Rout
             status=400,
             kind="invalid_request_error",
             code="unsupported_parameter",
-            rungs=rungs,
         )
-    if (refused := _unpaid(causes, message, steps, rungs)) is not None:
+    if (refused := _unpaid(causes, message, steps)) is not None:
         return refused
     if "busy" in causes:
         waits = [wait for step in steps if (wait := _wait(step)) is not None]
@@ -235,18 +231,15 @@ def _no_rung_left(ladder: str, steps: Sequence[Step], prompt_param: str) -> Rout
             status=429,
             kind="rate_limit_error",
             code="no_rung_left",
-            rungs=rungs,
             retry_after_s=max(1.0, min(waits, default=1.0)),
         )
     if any(cause.startswith("timeout") for cause in causes):
-        return NoRungLeft(message, status=504, rungs=rungs)
+        return NoRungLeft(message, status=504)
     waits = [step.wait_s for step in steps if step.wait_s is not None]
-    return NoRungLeft(message, status=502, rungs=rungs, retry_after_s=min(waits, default=None))
+    return NoRungLeft(message, status=502, retry_after_s=min(waits, default=None))
 
 
-def _unpaid(
-    causes: set[str], message: str, steps: Sequence[Step], rungs: list[Json]
-) -> RouterError | None:
+def _unpaid(causes: set[str], message: str, steps: Sequence[Step]) -> RouterError | None:
     """The answer where money, or a count of tokens, is all that is missing."""
     money = causes - _FOR_GOOD
     if not money <= _OF_THE_KEY or not (money or "unpriced" in causes):
@@ -266,7 +259,6 @@ def _unpaid(
         status=403,
         kind="invalid_request_error",
         code="price_unknown",
-        rungs=rungs,
         param="model",
     )
 

@@ -168,6 +168,25 @@ def test_the_answer_when_no_rung_is_left(
         assert (step.error.message if step.error else step.reason) in error.message
 
 
+@pytest.mark.parametrize(
+    ("cause", "status", "code"),
+    [
+        ("budget", 429, "insufficient_quota"),
+        ("in_use", 429, "budget_in_use"),
+        ("rate", 429, "rate_limit_exceeded"),
+        ("state", 503, "state_unavailable"),
+        ("unpriced", 403, "price_unknown"),
+    ],
+)
+def test_want_of_money_says_why_of_each_rung(cause: str, status: int, code: str) -> None:
+    error = no_rung_left("ladder", steps_of(cause, "tier"))
+    assert (error.status, error.code) == (status, code)
+    assert [(rung["rung"], rung["reason"]) for rung in error.rungs] == [
+        (A.name, f"because of {cause}"),
+        (B.name, "because of tier"),
+    ]
+
+
 def test_a_shorter_wait_of_a_closed_rung_is_told() -> None:
     closed = replace(Step(B, False, "closed", "busy"), wait_s=3.2)
     error = no_rung_left("ladder", [*steps_of(BUSY), closed])
