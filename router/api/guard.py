@@ -20,7 +20,9 @@ _ALLOWED_HEADERS = "authorization, content-type, idempotency-key, x-client-reque
 _EXPOSED_HEADERS = (
     "x-request-id, retry-after, retry-after-ms, x-should-retry, x-rungway-rung, "
     "x-rungway-attempts, x-rungway-cache, x-rungway-cost-usd, x-rungway-clamped, "
-    "x-rungway-origin, openai-processing-ms"
+    "x-rungway-cached-inputs, x-rungway-origin, openai-processing-ms, "
+    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 # Clients write the Host in few ways, and an address is slow to read.
 _HOSTS_KEPT = 64
