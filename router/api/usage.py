@@ -1,7 +1,8 @@
 """Routes for what was used: one's own for every key, everybody's for an admin; doubts resolved.
 
-Money is shown twice: as numbers of dollars for people, and exactly in `nano_usd`. What processes
-hold that are not heard of any more is in `silent_nano_usd`, by key: nobody knows of which rung.
+Money is shown twice: as numbers of dollars for people, and exactly in nano-dollars, of which
+`nano_usd` is what is settled. What processes hold that are not heard of any more is in
+`silent_nano_usd`, by key: nobody knows of which rung.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ async def resolve(exchange: Exchange) -> web.StreamResponse:
         "key": wanted.key,
         "charged": wanted.charge,
         "resolved_usd": resolved / NANO_USD,
-        "nano_usd": {"resolved": resolved},
+        "nano_usd": resolved,
     }
     return json_reply(body, headers=exchange.headers())
 
@@ -139,7 +140,8 @@ def _row(group: Sequence[str], line: Line) -> Json:
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
         **{f"{name}_usd": amount / NANO_USD for name, amount in nano.items()},
-        "nano_usd": nano,
+        "nano_usd": totals.settled,
+        **{f"{name}_nano_usd": amount for name, amount in nano.items() if name != "settled"},
     }
 
 

@@ -14,7 +14,14 @@ from router.core.accounts import shown_usd
 from router.types import Json
 
 _COUNTS = ("requests", "input_tokens", "output_tokens")
-_MONEY = ("settled", "held", "in_doubt", "overrun", "estimated")
+# The columns of money, and where their exact amounts stand.
+_MONEY = {
+    "settled": "nano_usd",
+    "held": "held_nano_usd",
+    "in_doubt": "in_doubt_nano_usd",
+    "overrun": "overrun_nano_usd",
+    "estimated": "estimated_nano_usd",
+}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,7 +54,7 @@ def _cells(group: list[str], line: Json) -> list[str]:
     return [
         *(line[name] or "-" for name in group),
         *(str(line[name]) for name in _COUNTS),
-        *(shown_usd(line["nano_usd"][name]) for name in _MONEY),
+        *(shown_usd(line[exact]) for exact in _MONEY.values()),
     ]
 
 
@@ -58,5 +65,5 @@ def _resolve(options: argparse.Namespace) -> int:
         print(orjson.dumps(done).decode())
     else:
         how = "charged" if options.charge else "let go"
-        print(f"{shown_usd(done['nano_usd']['resolved'])} USD that were in doubt are {how}")
+        print(f"{shown_usd(done['nano_usd'])} USD that were in doubt are {how}")
     return DONE

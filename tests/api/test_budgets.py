@@ -70,7 +70,8 @@ async def usage_of(house: House) -> dict[str, Any]:
     if not body["data"]:
         return {"requests": 0, "settled": 0, "held": 0, "in_doubt": 0}
     (line,) = body["data"]
-    return {**line, **line["nano_usd"]}
+    exact = {name.removesuffix("_nano_usd"): line[name] for name in line if "_nano_usd" in name}
+    return {**line, **exact, "settled": line["nano_usd"]}
 
 
 async def ask(house: House, body: Any) -> tuple[int, Any, dict[str, str]]:

@@ -114,7 +114,7 @@ async def usage_of(house: House, key: str = "alice") -> dict[str, int]:
     return {
         "requests": line["requests"],
         "tokens": tokens,
-        "nano_usd": line["nano_usd"]["settled"],
+        "nano_usd": line["nano_usd"],
     }
 
 
