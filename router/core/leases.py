@@ -106,9 +106,13 @@ class Lease:
     def room(self) -> int:
         return self.granted - self.spent - self.held
 
+    def has_room(self, amount: int) -> bool:
+        """Whether this can be set aside. Nothing always can."""
+        return amount <= 0 or amount <= self.granted - self.spent - self.held
+
     def hold(self, amount: int) -> bool:
-        """Set this aside, or change nothing and say no. Nothing is always granted."""
-        if amount > self.granted - self.spent - self.held and amount > 0:
+        """Set this aside, or change nothing and say no."""
+        if not self.has_room(amount):
             return False
         self.held += amount
         return True

@@ -337,13 +337,13 @@ class Ledger:
     @staticmethod
     def _refuses(wants: Wants) -> Lease | None:
         for lease, amount in wants:
-            if amount > lease.granted - lease.spent - lease.held and amount > 0:
+            if not lease.has_room(amount):
                 return lease
         return None
 
     def _take(self, wants: Wants) -> None:
         for lease, amount in wants:
-            lease.held += amount
+            lease.hold(amount)
         self._books.drawn(wants)
 
     def _more(self, hold: Hold, input_tokens: int, output_tokens: int) -> Wants:
