@@ -31,6 +31,7 @@ from router.config.model import Config
 from router.config.secrets import Credential, read_secret
 from router.core.chat_request import ImageRules
 from router.core.model_name import LadderNames
+from router.flow.attempts import Attempts
 from router.flow.batcher import Batcher
 from router.flow.board import Board
 from router.flow.cache import Cache, CacheRules
@@ -165,16 +166,26 @@ def prepare_service(
         for name, settings in config.backends.items()
     }
     server = config.server
+    rules = _cache_rules(config)
+    attempts = Attempts(
+        backends,
+        shared.board,
+        shared.ledger,
+        shared.clock,
+        server.max_answer_mib << 20,
+        shared.batches,
+        shared.reuse.cache.drop,
+        shares_texts=rules.is_shared,
+    )
     pipeline = Pipeline(
         backends,
         shared.board,
         shared.ledger,
         shared.observer,
         shared.clock,
-        server.max_answer_mib << 20,
+        attempts,
         shared.reuse,
-        shared.batches,
-        _cache_rules(config),
+        rules,
     )
     images = ImageRules(
         server.remote_images, server.max_image_mib << 20, frozenset(server.image_types)

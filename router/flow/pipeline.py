@@ -28,7 +28,6 @@ from router.errors import (
 from router.flow.attempts import Attempts, money_cause
 from router.flow.board import Board
 from router.flow.cache import CacheRules
-from router.flow.embedding import Batches
 from router.flow.gate import NotLetIn
 from router.flow.hedge import Run, race
 from router.flow.ledger import Ledger
@@ -54,9 +53,8 @@ class Pipeline:
         ledger: Ledger,
         observer: Observer,
         clock: Callable[[], float],
-        answer_bytes_max: int,
+        attempts: Attempts,
         reuse: Reuse,
-        batches: Batches,
         cache_rules: CacheRules,
     ) -> None:
         self._reuse = reuse
@@ -69,17 +67,8 @@ class Pipeline:
         self._hedge_budgets: dict[str, RetryBudget] = {}
         self._serving: set[asyncio.Task[object]] = set()
         self._is_ending = False
-        self._attempts = Attempts(
-            backends,
-            board,
-            ledger,
-            clock,
-            answer_bytes_max,
-            batches,
-            reuse.cache.drop,
-            shares_texts=cache_rules.is_shared,
-        )
-        self.continuity = self._attempts.continuity
+        self._attempts = attempts
+        self.continuity = attempts.continuity
 
     async def serve(
         self,
