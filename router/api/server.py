@@ -28,7 +28,7 @@ Refuse = Callable[[RouterError], web.Response]
 class Connection(RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_header_s", "_refuse", "_stall_s", "_stall_timer")
+    __slots__ = ("_header_s", "_refuse", "_stall_s", "_stall_timer", "when_left")
 
     def __init__(
         self, manager: Server, *, header_s: float, stall_s: float, refuse: Refuse, **kwargs: Any
@@ -38,6 +38,8 @@ class Connection(RequestHandler):
         self._stall_s = stall_s
         self._refuse = refuse
         self._stall_timer: asyncio.TimerHandle | None = None
+        # Instead of cancelling the task that serves the request (`flow/sink.py`).
+        self.when_left: Callable[[], None] | None = None
 
     def connection_made(self, transport: Any) -> None:
         manager = self._manager
@@ -77,7 +79,12 @@ class Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._drop_stall_timer()
+        task, act, self.when_left = self._task_handler, self.when_left, None
         super().connection_lost(exc)
+        if act is not None:
+            act()
+        elif task is not None:
+            task.cancel()
 
     def handle_error(
         self,
@@ -129,7 +136,8 @@ class Server(web.Server):
         idle_connection_s: float,
         connections_max: int,
     ) -> None:
-        super().__init__(handler, handler_cancellation=True)
+        # Who leaves is the connection's matter: a call may be one that goes on.
+        super().__init__(handler, handler_cancellation=False)
         self.connections_max = connections_max
         self._settings: dict[str, Any] = {
             "refuse": refuse,

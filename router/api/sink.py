@@ -15,6 +15,7 @@ from aiohttp import web
 
 from router.api.direct import DirectAnswer
 from router.api.reply import JSON_TYPE, error_frame
+from router.api.server import Connection
 from router.core.accounts import shown_usd
 from router.core.sse import DONE_FRAME, comment
 from router.errors import RouterError
@@ -125,6 +126,11 @@ class HttpSink:
         await self._stream.write(error_frame(error))
         transport.close()
         self._loop.call_later(_LINGER_S, transport.abort)
+
+    def when_left(self, act: Callable[[], None] | None) -> None:
+        connection = self._request.protocol
+        assert isinstance(connection, Connection)
+        connection.when_left = act
 
     def close(self) -> None:
         """The call is over, however it ended."""

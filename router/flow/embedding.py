@@ -106,6 +106,9 @@ class Vectors:
     async def fail(self, error: RouterError) -> None:
         await self._sink.fail(error)
 
+    def when_left(self, act: Callable[[], None] | None) -> None:
+        self._sink.when_left(act)
+
     def _joined(self, vectors: Sequence[bytes], usage: Usage) -> Embeddings:
         """All vectors at their own index, and the tokens of all inputs."""
         whole = list(self._found)

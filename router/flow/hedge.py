@@ -58,6 +58,9 @@ class Lane:
     async def fail(self, error: RouterError) -> None:
         await self._sink.fail(error)
 
+    def when_left(self, act: Callable[[], None] | None) -> None:
+        self._sink.when_left(act)
+
 
 class _Race:
     def __init__(self, sink: Sink) -> None:

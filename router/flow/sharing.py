@@ -116,6 +116,9 @@ class SharedSink:
     async def fail(self, error: RouterError) -> None:
         raise error
 
+    def when_left(self, act: Callable[[], None] | None) -> None:
+        """Who leaves a flight is its own task's matter, and not the work's."""
+
     def keep_for_payer(self) -> None:
         """What comes now is for nobody else."""
         self._flight.send_others_away()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,4 +61,10 @@ class Sink(Protocol):
 
     async def fail(self, error: RouterError) -> None:
         """End a started stream by one error event and a closed connection."""
+        ...
+
+    def when_left(self, act: Callable[[], None] | None) -> None:
+        """What happens from now on when the client leaves: `act` is called, once, on the spot, and
+        must not raise. None, as from the beginning: the task that serves the call is cancelled.
+        """
         ...
