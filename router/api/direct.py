@@ -26,6 +26,7 @@ class DirectAnswer(web.StreamResponse):
     # The parent's constructor is not called: nothing that it makes is used.
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
+        self._protocol = request.protocol
         self._out = request.writer
         self._is_chunked = request.version >= HttpVersion11
         self._keeps = request.keep_alive
@@ -62,6 +63,16 @@ class DirectAnswer(web.StreamResponse):
         self._put(self._pending + self._framed(data))
         self._pending = b""
         await self._out.drain()
+
+    def write_now(self, data: bytes) -> bool:
+        """As `write`, of a stream that has begun and a client that reads; else False, and nothing
+        is sent."""
+        protocol = self._protocol
+        transport = protocol.transport
+        if transport is None or protocol.writing_paused or self._pending or transport.is_closing():
+            return False
+        transport.write(self._framed(data))
+        return True
 
     async def finish(self, data: bytes) -> None:
         """The last of a stream."""

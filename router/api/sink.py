@@ -84,6 +84,13 @@ class HttpSink:
         self._wrote_at = self._loop.time()
         await stream.write(frames)
 
+    def write_now(self, frames: bytes) -> bool:
+        stream = self._stream
+        if stream is None or not self.is_committed or not stream.write_now(frames):
+            return False
+        self._wrote_at = self._loop.time()
+        return True
+
     async def comment(self, frame: bytes) -> None:
         if self.is_committed:
             return

@@ -94,6 +94,9 @@ class Vectors:
     async def write(self, frames: bytes, provenance: Provenance) -> None:
         await self._sink.write(frames, provenance)
 
+    def write_now(self, frames: bytes) -> bool:
+        return self._sink.write_now(frames)
+
     async def comment(self, frame: bytes) -> None:
         await self._sink.comment(frame)
 

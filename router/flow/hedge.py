@@ -44,6 +44,9 @@ class Lane:
         self._race.claim(self)
         await self._sink.write(frames, provenance)
 
+    def write_now(self, frames: bytes) -> bool:
+        return self._race.winner is self and self._sink.write_now(frames)
+
     async def comment(self, frame: bytes) -> None:
         if self._race.winner in (None, self):
             await self._sink.comment(frame)

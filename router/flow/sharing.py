@@ -97,6 +97,10 @@ class SharedSink:
         self._keep(frames)
         await self._flight.write(frames)
 
+    def write_now(self, frames: bytes) -> bool:
+        # The seats are to be asked who waits for it.
+        return False
+
     async def comment(self, frame: bytes) -> None:
         with contextlib.suppress(ConnectionError):
             # A client that has left is its own task's matter.

@@ -46,6 +46,11 @@ class Sink(Protocol):
         """Send SSE frames that carry content, with the headers before the first of them."""
         ...
 
+    def write_now(self, frames: bytes) -> bool:
+        """More of a stream whose content has begun, where that needs no wait. False, and nothing
+        was sent: it is for `write`."""
+        ...
+
     async def comment(self, frame: bytes) -> None:
         """Send a comment while the caller waits; it commits nothing."""
         ...
