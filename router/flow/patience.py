@@ -1,7 +1,9 @@
-"""Time limits by phase for one attempt, cheap enough to move at every event.
+"""Time limits by phase for one attempt, cheap enough to set for each call and move at each event.
 
-`asyncio.timeout` makes and drops a timer each time its deadline moves. Here the deadline is a
-number, and one timer looks at it when it might be due and sets itself anew when it was not.
+A limit is a number, and one timer of the loop's looks at all of them (`_Watch`): a call has none of
+its own. It looks when the first limit may have passed, and no sooner than `_LOOK_EACH_S` for each
+of them after it last did, so that looking takes the loop about a hundredth of its time. That is how
+late a limit is noticed at worst: 50 ms where ten thousand are waited for, a millisecond with few.
 """
 
 from __future__ import annotations
@@ -9,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import math
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from router.errors import UpstreamTimeout
+
+# To look at one limit takes some 50 ns.
+_LOOK_EACH_S = 5e-6
+_REST_S_MIN = 1e-3
 
 
 class Patience:
@@ -20,20 +26,32 @@ class Patience:
     When the current phase's limit passes, the block is cancelled and leaves with UpstreamTimeout.
     """
 
+    __slots__ = (
+        "_cancelling",
+        "_has_expired",
+        "_limit_s",
+        "_phase",
+        "_task",
+        "_watch",
+        "_who",
+        "deadline",
+    )
+
     def __init__(self, who: str) -> None:
         self._who = who
         self._phase = ""
         self._limit_s = math.inf
-        self._deadline = math.inf
-        self._expired = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._has_expired = False
+        self.deadline = math.inf
 
     def __enter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None, "patience needs a task to cancel"
         self._task = task
         self._cancelling = task.cancelling()
+        self._watch = _Watch.of(loop)
+        self._watch.patient.add(self)
         return self
 
     def __exit__(
@@ -42,11 +60,10 @@ class Patience:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watch.patient.discard(self)
         # As asyncio.timeout does: only our own cancellation becomes a time-out, and another that
         # came meanwhile goes before it.
-        if not self._expired:
+        if not self._has_expired:
             return
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise UpstreamTimeout(
@@ -57,21 +74,61 @@ class Patience:
     def wait(self, phase: str, limit_s: float) -> None:
         """From now on the phase may last `limit_s` seconds."""
         self._phase, self._limit_s = phase, limit_s
-        self._deadline = self._loop.time() + limit_s
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline, self._look)
-        elif self._deadline < self._timer.when():
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._look)
+        watch = self._watch
+        self.deadline = deadline = watch.loop.time() + limit_s
+        if deadline < watch.looks_at:
+            watch.look_by(deadline)
 
     def pause(self) -> None:
         """No limit until the next `wait`: it is not the upstream that is waited for."""
-        self._deadline = math.inf
+        self.deadline = math.inf
+
+    def expire(self) -> None:
+        """The limit has passed."""
+        self._has_expired = True
+        self._task.cancel()
+
+
+class _Watch:
+    """Looks after everybody who is `patient` on one loop, with one timer."""
+
+    __slots__ = ("_rests_until", "_timer", "looks_at", "loop", "patient")
+
+    _last: ClassVar[_Watch | None] = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.patient: set[Patience] = set()
+        self.looks_at = math.inf
+        self._rests_until = -math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _Watch:
+        """The loop's. A process has one loop, and tests have one after the other."""
+        watch = cls._last
+        if watch is None or watch.loop is not loop:
+            watch = cls._last = cls(loop)
+        return watch
+
+    def look_by(self, deadline: float) -> None:
+        """Look at that moment, if not before, or as soon after it as the rest is over."""
+        when = max(deadline, self._rests_until)
+        if when >= self.looks_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self.looks_at = when
+        self._timer = self.loop.call_at(when, self._look)
 
     def _look(self) -> None:
-        if self._loop.time() < self._deadline:
-            due = min(self._deadline, self._loop.time() + self._limit_s)
-            self._timer = self._loop.call_at(due, self._look)
-            return
-        self._expired = True
-        self._task.cancel()
+        now = self.loop.time()
+        self._timer, self.looks_at = None, math.inf
+        self._rests_until = now + max(_REST_S_MIN, _LOOK_EACH_S * len(self.patient))
+        due = [one for one in self.patient if one.deadline <= now]
+        self.patient.difference_update(due)
+        for one in due:
+            one.expire()
+        first = min((one.deadline for one in self.patient), default=math.inf)
+        if first < math.inf:
+            self.look_by(first)
