@@ -17,7 +17,7 @@ from router.core.batch import Limits
 from router.types import Abilities, Answer, Call, ChatCall, EmbedCall, Embeddings, Price, Rung
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatAttempt:
     """`answer_bytes_max` bounds a non-streamed answer and any one event of a stream."""
 

@@ -17,32 +17,36 @@ from router.types import Json, Needs
 # that it cannot fit; one that might not fit is for the rung itself to judge.
 _CHARS_PER_TOKEN_MAX = 6
 
-_NUMBER = (int, float)
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "stream": ((bool,), "a boolean"),
-    "stream_options": ((dict,), "an object"),
-    "max_tokens": ((int,), "an integer"),
-    "max_completion_tokens": ((int,), "an integer"),
-    "n": ((int,), "an integer"),
+_NUMBER = frozenset({int, float})
+_BOOLEAN = frozenset({bool})
+_INTEGER = frozenset({int})
+_OBJECT = frozenset({dict})
+# The very types that JSON is read into: a boolean is no integer here.
+_TYPES: dict[str, tuple[frozenset[type], str]] = {
+    "stream": (_BOOLEAN, "a boolean"),
+    "stream_options": (_OBJECT, "an object"),
+    "max_tokens": (_INTEGER, "an integer"),
+    "max_completion_tokens": (_INTEGER, "an integer"),
+    "n": (_INTEGER, "an integer"),
     "temperature": (_NUMBER, "a number"),
     "top_p": (_NUMBER, "a number"),
     "presence_penalty": (_NUMBER, "a number"),
     "frequency_penalty": (_NUMBER, "a number"),
-    "seed": ((int,), "an integer"),
-    "stop": ((str, list), "a string or an array of strings"),
-    "tools": ((list,), "an array"),
-    "tool_choice": ((str, dict), "a string or an object"),
-    "response_format": ((dict,), "an object"),
-    "logit_bias": ((dict, list), "an object"),
-    "logprobs": ((bool,), "a boolean"),
-    "top_logprobs": ((int,), "an integer"),
-    "user": ((str,), "a string"),
+    "seed": (_INTEGER, "an integer"),
+    "stop": (frozenset({str, list}), "a string or an array of strings"),
+    "tools": (frozenset({list}), "an array"),
+    "tool_choice": (frozenset({str, dict}), "a string or an object"),
+    "response_format": (_OBJECT, "an object"),
+    "logit_bias": (frozenset({dict, list}), "an object"),
+    "logprobs": (_BOOLEAN, "a boolean"),
+    "top_logprobs": (_INTEGER, "an integer"),
+    "user": (frozenset({str}), "a string"),
 }
 # Servers take a part for what its fields say, whatever its type says.
 _MEDIA_URLS = ("image_url", "video_url", "audio_url", "input_image")
 # OpenAI's two names, and llama.cpp's own, which it reads first and where -1 is without end.
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
-_AT_LEAST_ONE = ("max_tokens", "max_completion_tokens", "n")
+_AT_LEAST_ONE = frozenset({"max_tokens", "max_completion_tokens", "n"})
 
 
 def read(body: Any) -> Json:
@@ -56,15 +60,14 @@ def read(body: Any) -> Json:
         raise _wrong("messages", "a non-empty array of messages")
     for index, message in enumerate(messages):
         _check_message(message, index)
-    for name, (types, wanted) in _TYPES.items():
-        value = body.get(name)
-        if value is None:
+    for name, value in body.items():
+        known = _TYPES.get(name)
+        if known is None or value is None:
             continue
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        types, wanted = known
+        if type(value) not in types:
             raise _wrong(name, wanted)
-    for name in _AT_LEAST_ONE:
-        value = body.get(name)
-        if value is not None and value < 1:
+        if name in _AT_LEAST_ONE and value < 1:
             raise BadRequest(
                 f"{name} must be at least 1", code="integer_below_min_value", param=name
             )
@@ -91,18 +94,20 @@ def needs_of(body: Json) -> Needs:
                 if isinstance(part.get("text"), str):
                     size += len(part["text"])
                 images += any(name in part for name in _MEDIA_URLS)
-    form = body.get("response_format") or {}
-    for name in ("tools", "functions", "response_format"):
-        if body.get(name):
-            schema_chars += _json_chars(body[name])
+    tools, functions = body.get("tools"), body.get("functions")
+    form = body.get("response_format")
+    for schema in (tools, functions, form):
+        if schema:
+            schema_chars += _json_chars(schema)
+    # By position, in the order of its fields: names cost as much again as the object.
     return Needs(
-        prompt_tokens_min=size // _CHARS_PER_TOKEN_MAX,
-        prompt_chars=size,
-        schema_chars=schema_chars,
-        images=images,
-        tools=bool(body.get("tools") or body.get("functions")),
-        vision=images > 0,
-        json_schema=form.get("type") == "json_schema",
+        size // _CHARS_PER_TOKEN_MAX,
+        size,
+        schema_chars,
+        images,
+        bool(tools or functions),
+        images > 0,
+        form is not None and form.get("type") == "json_schema",
     )
 
 
@@ -116,8 +121,12 @@ def _json_chars(value: Any) -> int:
 
 def output_limit(body: Json) -> int | None:
     """The most output tokens that the request asks for, for each choice; None: it does not say."""
-    asked = [value for name in OUTPUT_LIMITS if type(value := body.get(name)) is int and value > 0]
-    return min(asked, default=None)
+    least = None
+    for name in OUTPUT_LIMITS:
+        asked = body.get(name)
+        if type(asked) is int and asked > 0 and (least is None or asked < least):
+            least = asked
+    return least
 
 
 def clamp(body: Json, output_tokens_max: int | None) -> tuple[Json, int | None]:
@@ -128,14 +137,13 @@ def clamp(body: Json, output_tokens_max: int | None) -> tuple[Json, int | None]:
     """
     if output_tokens_max is None:
         return body, None
-    asked = {name: body[name] for name in OUTPUT_LIMITS if body.get(name) is not None}
-    if not asked.keys() & {"max_completion_tokens", "max_tokens"}:
-        asked["max_tokens"] = None
-    changed = {
-        name: output_tokens_max
-        for name, value in asked.items()
-        if type(value) is not int or not 0 < value <= output_tokens_max
-    }
+    changed = {}
+    for name in OUTPUT_LIMITS:
+        asked = body.get(name)
+        if asked is not None and (type(asked) is not int or not 0 < asked <= output_tokens_max):
+            changed[name] = output_tokens_max
+    if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        changed["max_tokens"] = output_tokens_max
     return ({**body, **changed}, output_tokens_max) if changed else (body, None)
 
 
@@ -195,18 +203,17 @@ def _image_urls(body: Json) -> list[str]:
 
 
 def _check_message(message: Any, index: int) -> None:
-    where = f"messages[{index}]"
     if not isinstance(message, dict):
-        raise _wrong(where, "an object")
+        raise _wrong(f"messages[{index}]", "an object")
     if not isinstance(message.get("role"), str):
-        raise _wrong(f"{where}.role", "a string")
+        raise _wrong(f"messages[{index}].role", "a string")
     content = message.get("content")
     if content is None or isinstance(content, str):
         return
     if not isinstance(content, list):
-        raise _wrong(f"{where}.content", "a string or an array of parts")
+        raise _wrong(f"messages[{index}].content", "a string or an array of parts")
     if not all(isinstance(part, dict) for part in content):
-        raise _wrong(f"{where}.content", "an array of objects")
+        raise _wrong(f"messages[{index}].content", "an array of objects")
 
 
 def _check_stop(stop: Any) -> None:

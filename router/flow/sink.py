@@ -10,7 +10,7 @@ from router.errors import RouterError
 from router.types import Answer, Embeddings, Rung
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Provenance:
     """Whom an answer comes from, for the response headers; `rung` None: not known yet.
 
