@@ -21,12 +21,11 @@ from __future__ import annotations
 import enum
 from collections import deque
 from dataclasses import dataclass
-from typing import NewType
 
 # An exponent beyond this has long reached any sensible limit, and stays a number.
 _DOUBLINGS_MAX = 30
 
-Permit = NewType("Permit", int)
+Permit = int
 
 
 class State(enum.StrEnum):
@@ -75,6 +74,11 @@ class Breaker:
             return State.HALF_OPEN
         return self._state
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether all may pass."""
+        return self._state is State.CLOSED
+
     def until(self, now: float) -> float | None:
         return None if self.may_try(now) else self._until
 
@@ -87,25 +91,27 @@ class Breaker:
 
         The gate and the taking are one step, so that two callers never both take the one probe.
         """
-        if not self.may_try(now):
-            return None
-        permit = Permit(self._next_permit)
-        self._next_permit += 1
+        permit = self._next_permit
         if self._state is not State.CLOSED:
+            if not self._is_over(now):
+                return None
             if self._state is State.OPEN:
                 self._begin(State.HALF_OPEN, permit)
             self._probe, self._until = permit, now + self._settings.probe_s
+        self._next_permit = permit + 1
         return permit
 
-    def succeeded(self, permit: Permit, now: float) -> None:
+    def succeeded(self, permit: Permit, now: float) -> bool:
+        """Whether the breaker has closed by it."""
         if permit < self._first_permit:
-            return
+            return False
         if self._state is State.HALF_OPEN:
             self._closed_at = now
-            self._begin(State.CLOSED, Permit(self._next_permit))
-            return
+            self._begin(State.CLOSED, self._next_permit)
+            return True
         self._in_row = 0
         self._note(now, failed=False)
+        return False
 
     def failed(self, permit: Permit, now: float, rand: float) -> None:
         """`rand` in [0, 1) draws the open interval, where this failure opens the breaker."""
@@ -135,9 +141,9 @@ class Breaker:
         if until is None:
             if self._state is not State.CLOSED:
                 self._closed_at = now
-                self._begin(State.CLOSED, Permit(self._next_permit))
+                self._begin(State.CLOSED, self._next_permit)
         elif self._state is not State.OPEN or self._until is None or self._until < until:
-            self._begin(State.OPEN, Permit(self._next_permit))
+            self._begin(State.OPEN, self._next_permit)
             self._count_opening()
             self._until = until
 
@@ -145,14 +151,14 @@ class Breaker:
         """What made it fail is mended (a new token, a backend seen to be ready): start afresh."""
         self._openings = 0
         self._closed_at = now
-        self._begin(State.CLOSED, Permit(self._next_permit))
+        self._begin(State.CLOSED, self._next_permit)
 
     def _is_over(self, now: float) -> bool:
         return self._until is None or now >= self._until
 
     def _open(self, now: float, rand: float) -> None:
         settings = self._settings
-        self._begin(State.OPEN, Permit(self._next_permit))
+        self._begin(State.OPEN, self._next_permit)
         self._count_opening()
         self._until = now + settings.open_s_min + rand * (self._widest_s - settings.open_s_min)
 
@@ -170,8 +176,9 @@ class Breaker:
         self._recent_failures = 0
 
     def _note(self, now: float, *, failed: bool) -> None:
-        self._recent.append((now, failed))
+        recent, settings = self._recent, self._settings
+        recent.append((now, failed))
         self._recent_failures += failed
-        oldest = now - self._settings.window_s
-        while len(self._recent) > self._settings.window_calls or self._recent[0][0] < oldest:
-            self._recent_failures -= self._recent.popleft()[1]
+        oldest = now - settings.window_s
+        while len(recent) > settings.window_calls or recent[0][0] < oldest:
+            self._recent_failures -= recent.popleft()[1]

@@ -99,10 +99,11 @@ class AdaptiveLimit:
         """An attempt begun at `began` ended, with `in_flight` under way until now, itself too."""
         # With only a few in flight it is another limit that was met, of rate or shared with others:
         # to wait as told is the answer to that, and not fewer at once.
-        few = min(self.value, self._settings.busy_calls_min)
-        if outcome is Outcome.BUSY and in_flight >= few:
-            self._cut(now, began, in_flight)
-        if outcome is Outcome.BUSY or outcome is Outcome.OTHER:
+        if outcome is Outcome.BUSY:
+            if in_flight >= min(self.value, self._settings.busy_calls_min):
+                self._cut(now, began, in_flight)
+            return
+        if outcome is Outcome.OTHER:
             return
         # The first round trip after a change still shows what was before it.
         if self._to_skip > 0:
@@ -112,22 +113,15 @@ class AdaptiveLimit:
         self._ended += 1
         self._served += outcome is Outcome.SERVED
         self._full += in_flight >= self.value
-        settings = self._settings
-        if self._ended < self._round_calls():
+        if self._ended < self._round_calls:
             return
         took_s = now - self._round_began
         if self._served * 2 < self._ended:
             self._cut(now, began, in_flight)
-        elif took_s <= 0 or self._full < settings.full_share_min * self._ended:
+        elif took_s <= 0 or self._full < self._settings.full_share_min * self._ended:
             self._begin_round(now)
         else:
             self._learn(self._served / took_s, now)
-
-    def _round_calls(self) -> float:
-        """How many calls must end before a round says something."""
-        settings = self._settings
-        calls = max(settings.round_calls_min, settings.round_trips * self.value)
-        return calls * self._rest if self._phase is _Phase.REST else calls
 
     def _cut(self, now: float, began: float, in_flight: int) -> None:
         if began < self._cut_at:
@@ -219,9 +213,13 @@ class AdaptiveLimit:
         return max(1, min(top, round(centre)))
 
     def _begin_round(self, now: float) -> None:
+        settings = self._settings
         self._round_began = now
         self._to_skip = self.value
         self._ended = self._served = self._full = 0
+        # How many calls must end before the round says something.
+        calls = max(settings.round_calls_min, settings.round_trips * self.value)
+        self._round_calls = calls * self._rest if self._phase is _Phase.REST else calls
 
 
 class FixedLimit:

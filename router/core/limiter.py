@@ -98,6 +98,13 @@ class Limiter:
         ahead = sum(len(queue) for each, queue in self._queues.items() if each >= priority)
         return (ahead + 1) * (self._held_s or 0.0) / self._limit.value
 
+    def try_enter(self, now: float) -> Ticket | None:
+        """A place, where one is free: then nobody waits for it."""
+        if self.in_flight >= self._limit.value:
+            return None
+        self.in_flight += 1
+        return Ticket(now)
+
     def enter(
         self, now: float, priority: int, wait_s: float, queue_max: int | None = None
     ) -> Ticket | Waiter | Full:
@@ -105,8 +112,9 @@ class Limiter:
 
         `queue_max` is the newcomer's own bound, where it is lower than the limiter's.
         """
-        if self.has_room():
-            return self._take(now)
+        ticket = self.try_enter(now)
+        if ticket is not None:
+            return ticket
         displaced = None
         if self.queued >= min(self._queue_max, self._queue_max if queue_max is None else queue_max):
             if not self.may_displace(priority):
@@ -130,7 +138,7 @@ class Limiter:
             held_s = now - ticket.began
             before = held_s if self._held_s is None else self._held_s
             self._held_s = before + _EWMA_WEIGHT * (held_s - before)
-        return self._admit(now)
+        return self._admit(now) if self._queues else []
 
     def cancel(self, now: float, waiter: Waiter) -> list[Waiter]:
         """The caller waits no more. A place it was given meanwhile goes on to who is returned."""
@@ -165,13 +173,9 @@ class Limiter:
         while self._queues and self.has_room():
             waiter = next(iter(self._queues[max(self._queues)].values()))
             self._drop(waiter)
-            waiter.ticket = self._take(now)
+            waiter.ticket = self.try_enter(now)
             admitted.append(waiter)
         return admitted
-
-    def _take(self, now: float) -> Ticket:
-        self.in_flight += 1
-        return Ticket(now)
 
     def may_displace(self, priority: int) -> bool:
         """Whether a newcomer of this priority would push out a waiter of a lower one."""

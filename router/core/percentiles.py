@@ -46,15 +46,26 @@ class Recent:
 
     def timed(self, now: float, time_s: float) -> None:
         """Something took so long."""
-        self._turn(now)
+        if now >= self._turn_at:
+            self._turn(now)
         self._now.counts[_bucket(time_s)] += 1
         self._now.timed += 1
 
     def ended(self, now: float, *, failed: bool) -> None:
         """An attempt ended, well or not."""
-        self._turn(now)
+        if now >= self._turn_at:
+            self._turn(now)
         self._now.ended += 1
         self._now.failed += failed
+
+    def answered(self, now: float, time_s: float) -> None:
+        """An attempt ended well and took so long."""
+        if now >= self._turn_at:
+            self._turn(now)
+        current = self._now
+        current.counts[_bucket(time_s)] += 1
+        current.timed += 1
+        current.ended += 1
 
     def quantile_s(self, now: float, share: float) -> float | None:
         """The time that `share` of all did not exceed, within 5 %; None: nothing was timed."""

@@ -63,10 +63,13 @@ class RetryBudget:
         return True
 
     def _grow(self, now: float, by: float) -> None:
+        settings = self._settings
         # A clock that stands still, or goes back, earns nothing.
-        by += self._settings.per_s * max(0.0, now - self._at)
-        self._at = max(self._at, now)
-        self._reserve = min(self._settings.reserve_max, self._reserve + by)
+        if now > self._at:
+            by += settings.per_s * (now - self._at)
+            self._at = now
+        grown = self._reserve + by
+        self._reserve = grown if grown < settings.reserve_max else settings.reserve_max
 
 
 @dataclass(frozen=True, slots=True)

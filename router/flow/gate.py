@@ -45,7 +45,7 @@ class NotLetIn(Exception):
         self.wait_s = wait_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Place:
     """Leave for one attempt; given back by one of `Gate`'s three endings."""
 
@@ -112,6 +112,25 @@ class Gate:
     def has_room(self) -> bool:
         return self._limiter.has_room()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a call would be let in at once, for certain."""
+        return self._breaker.is_closed and self._limiter.has_room()
+
+    def try_enter(self, *, is_retry: bool = False) -> Place | None:
+        """A place, where there is one at once; else `enter` says what is to be done."""
+        if not self._breaker.is_closed:
+            return None
+        now = self._clock()
+        ticket = self._limiter.try_enter(now)
+        if ticket is None:
+            return None
+        permit = self._breaker.enter(now)
+        assert permit is not None, "a closed breaker lets everybody pass"
+        if not is_retry:
+            self._budget.deposit(now)
+        return Place(ticket, permit)
+
     async def enter(
         self,
         priority: int,
@@ -121,6 +140,9 @@ class Gate:
         is_retry: bool = False,
     ) -> Place:
         """A place, after waiting for one for at most `wait_s`. Raises NotLetIn."""
+        place = self.try_enter(is_retry=is_retry)
+        if place is not None:
+            return place
         if self._breaker.until(self._clock()) is not None:
             raise self._shut()
         if wait_s <= 0 and not self._limiter.has_room():
@@ -139,17 +161,17 @@ class Gate:
 
     def spoke(self, place: Place) -> None:
         """The attempt has content: of a probe that is all that was asked."""
-        now = self._clock()
-        if self._breaker.view(now) is State.HALF_OPEN:
-            self._succeeded(place, now)
+        if not self._breaker.is_closed:
+            now = self._clock()
+            if self._breaker.view(now) is State.HALF_OPEN:
+                self._succeeded(place, now)
 
     def served(self, place: Place, first_token_s: float | None) -> None:
         """The attempt answered; `first_token_s` seconds to its first content, of a stream."""
         now = self._clock()
-        self._total.timed(now, now - place.ticket.began)
+        self._total.answered(now, now - place.ticket.began)
         if first_token_s is not None:
             self._first.timed(now, first_token_s)
-        self._total.ended(now, failed=False)
         self._succeeded(place, now)
         self._wake(self._limiter.leave(now, place.ticket, Outcome.SERVED))
 
@@ -226,9 +248,7 @@ class Gate:
         }
 
     def _succeeded(self, place: Place, now: float) -> None:
-        before = self._breaker.view(now)
-        self._breaker.succeeded(place.permit, now)
-        if before is not State.CLOSED and self._breaker.view(now) is State.CLOSED:
+        if self._breaker.succeeded(place.permit, now):
             self._tell(None)
 
     async def _wait(self, waiter: Waiter, wait_s: float) -> Ticket:
