@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
+import itertools
 import json
 import sys
 import time
@@ -34,6 +36,7 @@ from router.core.byte_cache import ByteCache
 from router.core.chunks import ChunkWatch
 from router.core.concurrency import AdaptiveLimit, ConcurrencySettings, Outcome
 from router.core.estimate import Estimates, terms
+from router.core.key_filter import KeyFilter
 from router.core.limiter import Limiter, Ticket
 from router.core.percentiles import Recent
 from router.core.sse import SseParser, frame
@@ -190,6 +193,14 @@ def _cache_hit() -> Work:
     return lambda: cache.get(keys[500], 1.0)
 
 
+def _cache_miss() -> Work:
+    known = KeyFilter(100_000)
+    for number in range(100_000):
+        known.add(hashlib.sha256(b"%d" % number).digest())
+    keys = itertools.cycle([hashlib.sha256(b"no %d" % number).digest() for number in range(1_000)])
+    return lambda: known.may_have(next(keys))
+
+
 def _replayed() -> Work:
     answer = jsontext.read(_ANSWER)
     return lambda: replay.payloads_of(answer, include_usage=False)
@@ -255,6 +266,7 @@ CASES: dict[str, Callable[[], Work]] = {
     "check an answer": _answer,
     "pass an event": _event,
     "find in the cache": _cache_hit,
+    "miss in the store": _cache_miss,
     "an answer as chunks": _replayed,
     "a chunk into an answer": _merged,
     "read an embeddings body": _embed_read,

@@ -92,6 +92,7 @@ async def open_shared(
     tier = None
     if folder is not None:
         tier = SecondTier(store, tasks, time.time, is_shared=store.is_shared)
+        tasks.spawn(tier.contents.follow_forever(), "know what the cache's store has")
     cache = Cache(
         config.cache.memory_mib << 20,
         config.cache.ttl_s,

@@ -136,8 +136,10 @@ class Cache:
         kept = self._answers.get(slot.key, self.clock(), control.max_age_s)
         if kept is not None or self.tier is None or in_memory:
             return kept
-        (raw,) = await self.tier.ask((slot.key,))
-        found, counts = _read(raw), self._tier_counts["chat"]
+        counts, found = self._tier_counts["chat"], None
+        if self.tier.contents.may_have(slot.key):
+            (raw,) = await self.tier.ask((slot.key,))
+            found = _read(raw)
         if found is None or not self._is_good(found, control):
             counts.misses += 1
             return None
@@ -197,10 +199,14 @@ class Cache:
         found = self._vectors.get_each(keys, self.clock(), control.max_age_s)
         if self.tier is None or None not in found:
             return found
+        may_have, counts = self.tier.contents.may_have, self._tier_counts["embeddings"]
         missing = [index for index, vector in enumerate(found) if vector is None]
-        counts = self._tier_counts["embeddings"]
-        asked = await self.tier.ask([keys[index] for index in missing])
-        for index, raw in zip(missing, asked, strict=True):
+        likely = [index for index in missing if may_have(keys[index])]
+        counts.misses += len(missing) - len(likely)
+        if not likely:
+            return found
+        asked = await self.tier.ask([keys[index] for index in likely])
+        for index, raw in zip(likely, asked, strict=True):
             kept = _read(raw)
             if kept is None or not _is_vector(kept.body) or not self._is_good(kept, control):
                 counts.misses += 1

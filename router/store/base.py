@@ -237,11 +237,27 @@ class AnswerStore(Protocol):
         ...
 
 
+class EntryKeys(NamedTuple):
+    """Some of the cache's keys. `place`: where the next ones begin; `is_all`: there are no more at
+    the moment. `entries`: about how many there are in all."""
+
+    keys: list[bytes]
+    place: str
+    is_all: bool
+    entries: int
+
+
 class CacheStore(Protocol):
     """The second tier of the cache: bytes by key, with an end, bounded by the engine's limit.
 
     The oldest go first; an entry that is too large for a share of it is not kept.
     """
+
+    async def entry_keys(self, place: str, limit: int) -> EntryKeys:
+        """The keys of all entries, in parts: first (with "" as the place) of those that are there,
+        in no order, then of what is written later. Some may come twice, and some of entries that
+        are gone. At a place that is of other books it begins anew."""
+        ...
 
     async def get_entries(self, cache_keys: Sequence[bytes]) -> list[bytes | None]: ...
 

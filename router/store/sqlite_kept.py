@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 import orjson
 
 from router.store import terms
-from router.store.base import KeptAnswer
+from router.store.base import EntryKeys, KeptAnswer
 from router.store.sqlite_file import SqliteFile
 
 # What an entry takes beside its bytes.
 _ENTRY_BYTES = 128
 _DROP_ROWS = 1_000
+_PUT_ROWS = 64
+# No cache_key is as short.
+_BEFORE_ALL = b"\0"
 
 
 class SqliteAnswers:
@@ -145,24 +148,64 @@ class SqliteCache:
 
         return await self._file.run(work, writes=False)
 
+    async def entry_keys(self, place: str, limit: int) -> EntryKeys:
+        """A place is the newest row of the beginning and, while what was there then is read in the
+        order of the keys, the last one: their index is a fiftieth of the table."""
+
+        def work(database: sqlite3.Connection) -> EntryKeys:
+            entries = _sums(database, "cache")[1]
+            newest = _newest_entry(database)
+            row, _, last = place.partition(":")
+            if not place or int(row) > newest:
+                row, last = str(newest), _BEFORE_ALL.hex()
+            if last:
+                found = database.execute(
+                    "SELECT id, cache_key FROM cache WHERE cache_key > ? "
+                    "ORDER BY cache_key LIMIT ?",
+                    (bytes.fromhex(last), limit),
+                ).fetchall()
+                last = found[-1][1].hex() if len(found) == limit else ""
+                is_all = False
+            else:
+                found = database.execute(
+                    "SELECT id, cache_key FROM cache WHERE id > ? ORDER BY id LIMIT ?",
+                    (int(row), limit),
+                ).fetchall()
+                row = str(found[-1][0]) if found else row
+                is_all = len(found) < limit
+            keys = [cache_key for _, cache_key in found]
+            return EntryKeys(keys, f"{row}:{last}", is_all, entries)
+
+        return await self._file.run(work, writes=False)
+
     async def put_entries(
         self, entries: Sequence[tuple[bytes, bytes]], *, group: str, ttl_s: float
     ) -> None:
         kept = [
-            (cache_key, group, body, len(body) + _ENTRY_BYTES)
-            for cache_key, body in entries
+            (cache_key, body, len(body) + _ENTRY_BYTES)
+            for cache_key, body in dict(entries).items()
             if len(body) + _ENTRY_BYTES <= self._bounds.entry_bytes_max
         ]
 
         def work(database: sqlite3.Connection) -> None:
             ends_at = self._wall_s() + ttl_s
-            for entry in kept:
+            for start in range(0, len(kept), _PUT_ROWS):
+                # Row by row, the loop and this thread would take turns several times for each.
+                rows = kept[start : start + _PUT_ROWS]
+                marks = ",".join("?" * len(rows))
+                values = ",".join(["(?, ?, ?, ?, ?)"] * len(rows))
                 # A replacing INSERT would not run the trigger of what it deletes.
-                database.execute("DELETE FROM cache WHERE cache_key = ?", entry[:1])
+                database.execute(
+                    f"DELETE FROM cache WHERE cache_key IN ({marks})", [row[0] for row in rows]
+                )
                 database.execute(
                     "INSERT INTO cache (cache_key, dropped_with, body, size, ends_at) "
-                    "VALUES (?, ?, ?, ?, ?)",
-                    (*entry, ends_at),
+                    f"VALUES {values}",
+                    [
+                        cell
+                        for key, body, size in rows
+                        for cell in (key, group, body, size, ends_at)
+                    ],
                 )
             while _is_over(database, "cache", self._bounds.cache_bytes_max, None):
                 database.execute("DELETE FROM cache WHERE id = (SELECT min(id) FROM cache)")
@@ -186,10 +229,20 @@ class SqliteCache:
 def _is_over(
     database: sqlite3.Connection, name: str, bytes_max: int, entries_max: int | None
 ) -> bool:
+    size, entries = _sums(database, name)
+    return size > bytes_max or (entries_max is not None and entries > entries_max)
+
+
+def _sums(database: sqlite3.Connection, name: str) -> tuple[int, int]:
+    """Bytes and entries of what has this name."""
     row = database.execute("SELECT bytes, entries FROM sums WHERE name = ?", (name,)).fetchone()
-    if row is None:
-        return False
-    return row[0] > bytes_max or (entries_max is not None and row[1] > entries_max)
+    return (row[0], row[1]) if row else (0, 0)
+
+
+def _newest_entry(database: sqlite3.Connection) -> int:
+    """The row of the cache that was written last, be it still there or not."""
+    row = database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cache'").fetchone()
+    return row[0] if row else 0
 
 
 def _find_answer(

@@ -17,7 +17,7 @@ from router.core.accounts import Account, Meter, day_of, window_start
 from router.core.leases import Ask, Grant
 from router.errors import StateUnavailable
 from router.store import terms, valkey_scripts
-from router.store.base import KeptAnswer, KeyRecord, RowKey, Sync, Totals, UsageLine
+from router.store.base import EntryKeys, KeptAnswer, KeyRecord, RowKey, Sync, Totals, UsageLine
 from router.store.valkey_link import PREFIX, ValkeyLink
 
 _ENTRY_BYTES = 128
@@ -321,6 +321,14 @@ class ValkeyStore:
         names = [cache_key.hex() for cache_key in cache_keys]
         found = await self._link.run(valkey_scripts.GET_ENTRIES, {"names": names})
         return [body or None for body in found]
+
+    async def entry_keys(self, place: str, limit: int) -> EntryKeys:
+        """A place is the turn of the last entry that was seen."""
+        asked = {"seen": int(place or 0), "limit": limit}
+        found, entries, seen = await self._link.run(valkey_scripts.ENTRY_KEYS, asked)
+        keys = [bytes.fromhex(name.decode()) for name in found[::2]]
+        place = (found[-1] if found else seen).decode()
+        return EntryKeys(keys, place, len(keys) < limit, entries)
 
     async def put_entries(
         self, entries: Sequence[tuple[bytes, bytes]], *, group: str, ttl_s: float

@@ -553,6 +553,20 @@ return found
 """
 )
 
+ENTRY_KEYS = (
+    _COMMON
+    + """
+local seen = A.seen
+if seen > tonumber(redis.call('GET', P .. 'turns') or 0) then seen = 0 end
+local from = string.format('(%.0f', seen)
+return {
+  redis.call('ZRANGEBYSCORE', P .. 'cache', from, '+inf', 'WITHSCORES', 'LIMIT', 0, A.limit),
+  redis.call('ZCARD', P .. 'cache'),
+  string.format('%.0f', seen),
+}
+"""
+)
+
 PUT_ENTRIES = (
     _COMMON
     + _KEPT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from router.errors import StateUnavailable
 from router.flow.cache import Cache, CacheRules, Slot
 from router.flow.second_tier import SecondTier
 from router.flow.tasks import Tasks
+from router.store.base import EntryKeys
 from router.types import (
     ChatCall,
     EmbedCall,
@@ -51,6 +53,13 @@ class Shelf:
         await self._reached()
         return [self.entries[key][0] if key in self.entries else None for key in cache_keys]
 
+    async def entry_keys(self, place: str, limit: int) -> EntryKeys:
+        await self._reached()
+        start = int(place or 0)
+        keys = list(self.entries)[start : start + limit]
+        end = str(start + len(keys))
+        return EntryKeys(keys, end, len(keys) < limit, len(self.entries))
+
     async def put_entries(
         self, entries: Sequence[tuple[bytes, bytes]], *, group: str, ttl_s: float
     ) -> None:
@@ -83,7 +92,9 @@ class House:
         self.told: list[Any] = []
 
     def process(self, mib: int = 1, *, is_shared: bool = False) -> Cache:
-        tier = SecondTier(self.shelf, self.tasks, self.clock, is_shared=is_shared)
+        tier = SecondTier(
+            self.shelf, self.tasks, self.clock, is_shared=is_shared, write_every_s=0.0
+        )
         return Cache(mib * MIB, 60.0, tier, self.clock, self.told.append)
 
 
@@ -373,6 +384,114 @@ async def test_the_end_of_the_house_waits_for_what_is_to_be_written(house: House
     assert cache.tier is not None
     await cache.tier.flush(5.0)
     assert set(keys) <= house.shelf.entries.keys()
+
+
+async def test_entries_are_written_together_and_many_at_once(house: House) -> None:
+    slow = SecondTier(house.shelf, house.tasks, house.clock, is_shared=False, write_every_s=3_600.0)
+    cache = Cache(8 * MIB, 60.0, slow, house.clock)
+    keep_vector(cache, house, *(f"text {number}" for number in range(511)))
+    await settle()
+    assert house.shelf.written == 0, "they wait for more"
+    keep_vector(cache, house, "one more")
+    await settle()
+    assert house.shelf.written == 512
+    keep_vector(cache, house, "the next")
+    await settle()
+    assert house.shelf.written == 512
+    await slow.flush(5.0)
+    assert house.shelf.written == 513
+
+
+async def test_a_drop_takes_what_waits_to_be_written_and_comes_after_what_is_on_its_way(
+    house: House,
+) -> None:
+    slow = SecondTier(house.shelf, house.tasks, house.clock, is_shared=False, write_every_s=3_600.0)
+    cache = Cache(8 * MIB, 60.0, slow, house.clock)
+    keep_vector(cache, house, *(f"text {number}" for number in range(512)))
+    # The writer has begun with those.
+    await asyncio.sleep(0)
+    keep_vector(cache, house, "waits")
+    house.clock.now += 1
+    cache.drop(RUNG.name)
+    await settle()
+    assert not house.shelf.entries
+
+
+# --- what the store may have --------------------------------------------------------------------
+
+
+async def test_what_the_store_cannot_have_is_not_asked_for(house: House) -> None:
+    first = house.process()
+    kept = keep_vector(first, house, *(f"text {number}" for number in range(600)))
+    first.keep(slot_of(first, chat()), RUNG, b"answer", None, 0)
+    await settle()
+    second = house.process()
+    assert second.tier is not None
+    await second.tier.contents.follow()
+    unknown = keys_of(second, embed(*(f"unknown {number}" for number in range(100))))
+    asked = house.shelf.asked
+    assert await second.find_vectors(unknown, ANY) == [None] * 100
+    assert await second.find(slot_of(second, chat(seed=1))) is None
+    assert house.shelf.asked == asked
+    assert second.tier_counts()["embeddings"].misses == 100
+    assert second.tier_counts()["chat"].misses == 1
+    found = await second.find_vectors([unknown[0], *kept, unknown[1]], ANY)
+    assert found == [None, *[VECTOR] * 600, None]
+    assert await second.find(slot_of(second, chat())) is not None
+    assert house.shelf.asked == asked + 2
+
+
+async def test_what_another_process_writes_is_known_after_the_next_look(house: House) -> None:
+    first, second = house.process(), house.process()
+    assert second.tier is not None
+    await second.tier.contents.follow()
+    keys = keep_vector(first, house, "a")
+    await settle()
+    assert await second.find_vectors(keys, ANY) == [None]
+    await second.tier.contents.follow()
+    assert await second.find_vectors(keys, ANY) == [VECTOR]
+
+
+async def test_what_this_process_wrote_is_known_at_once(house: House) -> None:
+    cache = house.process()
+    assert cache.tier is not None
+    await cache.tier.contents.follow()
+    keys = keep_vector(cache, house, "a")
+    await settle()
+    cache.resize(0, 60.0)
+    cache.resize(MIB, 60.0)
+    assert await cache.find_vectors(keys, ANY) == [VECTOR]
+
+
+async def test_what_cannot_be_followed_is_asked_for(house: House) -> None:
+    first, second = house.process(), house.process()
+    assert second.tier is not None
+    await second.tier.contents.follow()
+    house.shelf.trouble = True
+    with pytest.raises(StateUnavailable):
+        await second.tier.contents.follow()
+    house.shelf.trouble = False
+    keys = keep_vector(first, house, "a")
+    await settle()
+    assert await second.find_vectors(keys, ANY) == [VECTOR]
+
+
+async def test_a_full_filter_is_made_anew_without_what_is_gone(house: House) -> None:
+    cache = house.process(mib=64)
+    tier = cache.tier
+    assert tier is not None
+    contents = tier.contents
+    await contents.follow()
+    gone = [hashlib.sha256(b"%d" % number).digest() for number in range(131_500)]
+    for key in gone:
+        contents.add(key)
+    house.shelf.entries = {
+        hashlib.sha256(b"there %d" % number).digest(): (b"", "g") for number in range(700)
+    }
+    assert sum(map(contents.may_have, gone[:1_000])) == 1_000
+    await contents.follow()
+    assert sum(map(contents.may_have, gone[:1_000])) == 0
+    assert all(map(contents.may_have, house.shelf.entries))
 
 
 # --- memory -------------------------------------------------------------------------------------

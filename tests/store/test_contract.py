@@ -654,6 +654,67 @@ async def test_entries_are_found_until_they_end_or_their_group_is_dropped(rig: R
     assert await store.drop_entries("m1") == 0
 
 
+async def test_the_keys_of_entries_are_read_in_parts_and_then_those_that_come(rig: Rig) -> None:
+    store, other = await rig.open(), await rig.open()
+
+    async def read(place: str, limit: int) -> tuple[list[bytes], str]:
+        found: list[bytes] = []
+        while True:
+            part = await store.entry_keys(place, limit)
+            assert len(part.keys) <= limit
+            found += part.keys
+            place = part.place
+            if part.is_all:
+                return found, place
+
+    assert await read("", 3) == ([], (await read("", 3))[1])
+    _, empty = await read("", 3)
+    for name in (b"d", b"a", b"c", b"\x00b"):
+        await other.put_entries([(name, b"1")], group="m", ttl_s=60)
+    every = sorted((b"d", b"a", b"c", b"\x00b"))
+    for limit in (1, 2, 3, 4, 5, 100):
+        for start in ("", empty):
+            assert sorted((await read(start, limit))[0]) == every, (limit, start)
+    assert (await store.entry_keys("", 2)).entries == 4
+    _, place = await read("", 2)
+    assert (await read(place, 2))[0] == []
+    await other.put_entries([(b"e", b"1"), (b"a", b"2")], group="m", ttl_s=60)
+    await store.put_entries([(b"f", b"1")], group="m", ttl_s=60)
+    found, place = await read(place, 2)
+    assert sorted(found) == [b"a", b"e", b"f"]
+    # What is written while the first ones are read is not missed.
+    part = await store.entry_keys("", 2)
+    await other.put_entries([(b"0", b"1"), (b"z", b"1")], group="m", ttl_s=60)
+    found, _ = await read(part.place, 2)
+    assert sorted({*part.keys, *found}) == sorted([*every, b"e", b"f", b"0", b"z"])
+    await store.drop_entries("m")
+    assert (await read(place, 2))[0] == []
+    assert (await store.entry_keys("", 2)).entries == 0
+
+
+async def test_at_a_place_of_other_books_the_keys_are_read_anew(rig: Rig) -> None:
+    store = await rig.open()
+    await store.put_entries([(b"first", b"1")], group="m", ttl_s=60)
+    # These books had many more entries than there ever were here.
+    for place in ("1000000:", "1000000:ff") if rig.kind != "valkey" else ("1000000",):
+        found: list[bytes] = []
+        here = place
+        while True:
+            part = await store.entry_keys(here, 2)
+            found, here = found + part.keys, part.place
+            if part.is_all:
+                break
+        assert found == [b"first"], place
+
+
+async def test_an_entry_that_is_told_twice_at_once_is_its_last(rig: Rig) -> None:
+    store = await rig.open()
+    many = [(b"%d" % number, b"1") for number in range(150)]
+    await store.put_entries([*many, (b"7", b"2")], group="m", ttl_s=60)
+    assert await store.get_entries([b"7", b"149"]) == [b"2", b"1"]
+    assert await store.drop_entries("m") == 150
+
+
 async def test_the_oldest_entries_go_where_the_cache_is_full(rig: Rig) -> None:
     rig.bounds = rig.bounds._replace(cache_bytes_max=10_000)
     store = await rig.open()
