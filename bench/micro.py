@@ -86,6 +86,13 @@ def _able(_: Call, __: Rung) -> str | None:
     return None
 
 
+_VIEW = ladder.RungView()
+
+
+def _fresh(_: Rung) -> ladder.RungView:
+    return _VIEW
+
+
 def _affords(_: Call, __: Rung, ___: Price | None) -> ladder.Unaffordable | None:
     return None
 
@@ -109,7 +116,7 @@ def _input_key() -> Work:
 
 
 def _plan() -> Work:
-    return lambda: ladder.plan(_CALL, {}, _able, _affords)
+    return lambda: ladder.plan(_CALL, _fresh, _able, _affords)
 
 
 def _estimate() -> Work:

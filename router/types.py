@@ -48,6 +48,10 @@ class Price:
     input_picousd: int
     output_picousd: int
 
+    @property
+    def is_free(self) -> bool:
+        return not (self.input_picousd or self.output_picousd)
+
     @classmethod
     def per_mtok(cls, input_usd: float, output_usd: float) -> Price:
         """A price as people write it: dollars for a million tokens."""

@@ -10,6 +10,7 @@ Also here: on what terms a rung may be asked, so that what is set aside covers w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from router.core.accounts import affordable
 from router.types import Needs, Price
@@ -117,7 +118,9 @@ class Estimates:
     @property
     def margin_tokens(self) -> int:
         """What the rung can produce before a cancel reaches it: a second of its speed."""
-        return min(max(MARGIN_TOKENS, round(self.tokens_per_s)), MARGIN_TOKENS_MAX)
+        if self.tokens_per_s <= MARGIN_TOKENS:
+            return MARGIN_TOKENS
+        return min(round(self.tokens_per_s), MARGIN_TOKENS_MAX)
 
 
 def _prompt_chars(needs: Needs) -> int:
@@ -128,8 +131,7 @@ def _moved(known: float, seen: float) -> float:
     return known + _WEIGHT * (seen - known) if known else seen
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """`output_tokens_max`: what to send as the output's limit; None: as the client wrote it.
     `held_tokens`: the output tokens to set aside before asking. `is_short`: the budget's rest buys
     fewer than there would have been.
@@ -141,7 +143,6 @@ class Terms:
 
 
 def terms(
-    *,
     asked: int | None,
     choices: int,
     holds_all: bool,
@@ -159,21 +160,21 @@ def terms(
     for. With nothing left the held tokens are those of one token, which the ledger will refuse with
     its reason.
     """
-    limits = []
-    if nanousd is not None and (bought := affordable(price, nanousd, prompt_tokens)) is not None:
-        limits.append(bought // choices)
-    if tokens is not None:
-        limits.append(max(0, tokens - prompt_tokens) // choices)
-    known = [most for most in (asked, context_left) if most is not None]
-    wanted = max(1, min(known, default=UNSAID_OUTPUT_TOKENS))
-    bound = max(1, min(wanted, *limits)) if limits else wanted
+    affords = None if nanousd is None else affordable(price, nanousd, prompt_tokens)
+    if tokens is not None and (affords is None or tokens - prompt_tokens < affords):
+        affords = max(0, tokens - prompt_tokens)
+    wanted = asked if asked is not None else UNSAID_OUTPUT_TOKENS
+    if context_left is not None and (asked is None or context_left < asked):
+        wanted = context_left
+    wanted = max(1, wanted)
+    bound = wanted if affords is None else max(1, min(wanted, affords // choices))
     if asked is not None:
         sent = bound if bound < asked else None
     else:
         # A stream without a limit of the client's may go on as long as its hold can grow.
-        sent = bound if bound < wanted or (limits and holds_all) else None
-    if not limits and asked is None:
+        sent = bound if bound < wanted or (affords is not None and holds_all) else None
+    if affords is None and asked is None:
         # Nothing bounds it, and nobody is refused for it: the doubt after a crash is a guess.
         bound = min(bound, UNSAID_OUTPUT_TOKENS)
     held = bound if holds_all else min(bound, margin_tokens)
-    return Terms(sent, held * choices, is_short=bool(limits) and bound < wanted)
+    return Terms(sent, held * choices, affords is not None and bound < wanted)

@@ -7,7 +7,7 @@ every rung was skipped or failed into the one answer that tells the caller what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
@@ -52,6 +52,7 @@ class Unaffordable(NamedTuple):
     wait_s: float | None = None
 
 
+ViewOf = Callable[[Rung], RungView]
 Unable = Callable[[Call, Rung], str | None]
 Affords = Callable[[Call, Rung, Price | None], Unaffordable | None]
 
@@ -102,7 +103,6 @@ class Plan(Sequence[Step]):
         return len(self._places)
 
 
-_FRESH = RungView()
 # Why a rung is left out that no waiting changes.
 _FOR_GOOD = frozenset(
     {"tier", "unable", "tools", "vision", "json_schema", "prompt_too_long", "too_large", "unpriced"}
@@ -111,23 +111,17 @@ _FOR_GOOD = frozenset(
 _OF_THE_KEY = frozenset({"budget", "in_use", "rate", "state", "unpriced"})
 
 
-def plan(
-    call: Call,
-    views: Mapping[str, RungView],
-    unable: Unable,
-    unaffordable: Affords,
-) -> Plan:
+def plan(call: Call, view_of: ViewOf, unable: Unable, unaffordable: Affords) -> Plan:
     """The steps for this call, those to take in the order to take them, with every reason.
 
-    `unable` asks the rung's backend whether its protocol can carry the call, `unaffordable` the
-    ledger whether the key can pay for it.
+    `view_of` asks the board, `unable` the rung's backend whether its protocol can carry the call,
+    `unaffordable` the ledger whether the key can pay for it.
     """
-    rungs = order(call.ladder.rungs, call.policy, views)
 
     def judge(rung: Rung) -> Step:
-        return _step(call, rung, views.get(rung.name, _FRESH), unable, unaffordable)
+        return _step(call, rung, view_of(rung), unable, unaffordable)
 
-    return Plan(rungs, judge)
+    return Plan(order(call.ladder.rungs, call.policy, view_of), judge)
 
 
 def recheck(step: Step, call: Call, view: RungView, unable: Unable, unaffordable: Affords) -> None:
@@ -136,15 +130,15 @@ def recheck(step: Step, call: Call, view: RungView, unable: Unable, unaffordable
     step.take, step.reason, step.cause, step.wait_s = now.take, now.reason, now.cause, now.wait_s
 
 
-def order(rungs: Sequence[Rung], policy: Policy, views: Mapping[str, RungView]) -> Sequence[Rung]:
+def order(rungs: Sequence[Rung], policy: Policy, view_of: ViewOf) -> Sequence[Rung]:
     """The rungs by policy; what is not known sorts last, ties keep the ladder's order."""
+    if policy is Policy.ORDER:
+        return rungs
     if policy is Policy.BEST:
         return rungs[::-1]
     if policy is Policy.CHEAPEST:
-        return sorted(rungs, key=lambda rung: _price(rung, views.get(rung.name, _FRESH)))
-    if policy is Policy.FASTEST:
-        return sorted(rungs, key=lambda rung: _speed(views.get(rung.name, _FRESH)))
-    return rungs
+        return sorted(rungs, key=lambda rung: _price(rung, view_of(rung)))
+    return sorted(rungs, key=lambda rung: _speed(view_of(rung)))
 
 
 def abilities(rung: Rung, learned: Abilities) -> Abilities:
@@ -265,21 +259,23 @@ def _unpaid(causes: set[str], message: str, steps: Sequence[Step]) -> RouterErro
 
 def _step(call: Call, rung: Rung, view: RungView, unable: Unable, unaffordable: Affords) -> Step:
     needs = call.needs
-    able = abilities(rung, view.learned)
     if rung.tiers and call.key.tier not in rung.tiers:
         return Step(rung, False, f"only for the tiers {_list(rung.tiers)}", "tier")
     if (reason := unable(call, rung)) is not None:
         return Step(rung, False, reason, "unable")
-    if needs.tools and able.tools is False:
-        return Step(rung, False, "the model has no tools", "tools")
-    if needs.vision and able.vision is False:
-        return Step(rung, False, "the model takes no images", "vision")
-    if needs.json_schema and able.json_schema is False:
-        return Step(rung, False, "the model keeps to no JSON schema", "json_schema")
-    if able.context is not None and needs.prompt_tokens_min >= able.context:
-        reason = (
-            f"the prompt has at least {needs.prompt_tokens_min} tokens, the context {able.context}"
-        )
+    if needs.tools or needs.vision or needs.json_schema:
+        able = abilities(rung, view.learned)
+        if needs.tools and able.tools is False:
+            return Step(rung, False, "the model has no tools", "tools")
+        if needs.vision and able.vision is False:
+            return Step(rung, False, "the model takes no images", "vision")
+        if needs.json_schema and able.json_schema is False:
+            return Step(rung, False, "the model keeps to no JSON schema", "json_schema")
+    context = rung.abilities.context
+    if context is None:
+        context = view.learned.context
+    if context is not None and needs.prompt_tokens_min >= context:
+        reason = f"the prompt has at least {needs.prompt_tokens_min} tokens, the context {context}"
         return Step(rung, False, reason, "prompt_too_long")
     price = rung.price if rung.price is not None else view.learned_price
     if (refused := unaffordable(call, rung, price)) is not None:

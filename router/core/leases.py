@@ -110,6 +110,11 @@ class Lease:
         """Whether this can be set aside. Nothing always can."""
         return amount <= 0 or amount <= self.granted - self.spent - self.held
 
+    def is_known_to_lack(self, amount: int) -> bool:
+        """Whether so much is not left of the limit, whoever holds it, as far as the store said."""
+        used = self.settled if self.settled > self.spent else self.spent
+        return self.answered > 0 and self.limit - used < amount
+
     def hold(self, amount: int) -> bool:
         """Set this aside, or change nothing and say no."""
         if not self.has_room(amount):

@@ -70,7 +70,7 @@ class Attempts:
         sink: Sink,
         record: Record,
         started: float,
-        has_next: bool,
+        has_next: Callable[[], bool],
     ) -> None:
         """Nobody waits for a place on a rung while a later one has room (`has_next`)."""
         call = progress.call
@@ -83,28 +83,38 @@ class Attempts:
             with _Turn(charge, record, rung, sink):
                 await self._embed(charge, rung, sink, record, gate, is_retry)
             return
-        wait_s = 0.0 if has_next else progress.queue_left_s
-        waits_since = self._clock()
+        place = gate.try_enter(is_retry=is_retry)
+        if place is None:
+            place = await self._wait(progress, gate, has_next, is_retry=is_retry)
         try:
-            place = await gate.enter(
-                call.key.priority,
-                wait_s,
-                queue_max=call.ladder.limits.queue_max,
-                is_retry=is_retry,
-            )
-        finally:
-            progress.queue_left_s -= self._clock() - waits_since
-        try:
-            charge = await self._hold(call, rung, record)
-            began, is_first = self._clock(), record.first_token_s is None
+            charge = self._hold_at_once(call, rung, record) or await self._hold(call, rung, record)
+            is_first = record.first_token_s is None
             with _Turn(charge, record, rung, sink):
                 await self._relay(progress, charge, rung, sink, record, started, gate, place)
         except BaseException as error:
             self._give_back(call, rung, gate, place, error)
             raise
-        # What continues another rung's stream began with that one's first token.
-        first_s = record.first_token_s if is_first else None
-        gate.served(place, None if first_s is None else first_s - (began - started))
+        first_s = record.first_token_s
+        if first_s is not None:
+            # What continues another rung's stream began with that one's first token.
+            first_s = first_s - (charge.opened_at - started) if is_first else None
+        gate.served(place, first_s)
+
+    async def _wait(
+        self, progress: Progress, gate: Gate, has_next: Callable[[], bool], *, is_retry: bool
+    ) -> Place:
+        """Wait for a place, where no later rung has room. Raises NotLetIn."""
+        call = progress.call
+        waits_since = self._clock()
+        try:
+            return await gate.enter(
+                call.key.priority,
+                0.0 if has_next() else progress.queue_left_s,
+                queue_max=call.ladder.limits.queue_max,
+                is_retry=is_retry,
+            )
+        finally:
+            progress.queue_left_s -= self._clock() - waits_since
 
     async def _embed(
         self,
@@ -143,11 +153,30 @@ class Attempts:
         vectors = await self._batches.embed(
             backend, attempt, charge, put, is_shared=self._shares_texts
         )
-        provenance = Provenance(rung, len(record.attempts), charge.clamped_to)
-        await sink.send_embeddings(vectors, relay.priced(provenance, charge))
+        cost = charge.call_nanousd(charge.usage)
+        await sink.send_embeddings(
+            vectors, Provenance(rung, len(record.attempts), charge.clamped_to, cost)
+        )
+
+    def _hold_at_once(self, call: Call, rung: Rung, record: Record) -> Charge | None:
+        """Set aside what an attempt may cost; None: `_hold` has to ask the store."""
+        charge, context = self._charge(call, rung, record)
+        try:
+            return charge if charge.open_at_once(context) else None
+        except StateUnavailable as refused:
+            raise _unpaid(refused) from None
 
     async def _hold(self, call: Call, rung: Rung, record: Record) -> Charge:
         """Set aside what an attempt may cost. Raises NotLetIn where the key cannot pay for it."""
+        charge, context = self._charge(call, rung, record)
+        try:
+            await charge.open(context)
+        except (CallerError, StateUnavailable) as refused:
+            raise _unpaid(refused) from None
+        return charge
+
+    def _charge(self, call: Call, rung: Rung, record: Record) -> tuple[Charge, int | None]:
+        """A charge that is not open yet, and the rung's context."""
         assert record.admission is not None
         learned, price = self._board.learned(rung)
         charge = Charge(
@@ -159,11 +188,7 @@ class Attempts:
             self._board.estimates(rung),
             self._clock,
         )
-        try:
-            await charge.open(rung.abilities.context or learned.context)
-        except (CallerError, StateUnavailable) as refused:
-            raise NotLetIn(refused.message, money_cause(refused), refused.retry_after_s) from None
-        return charge
+        return charge, rung.abilities.context or learned.context
 
     async def _relay(
         self,
@@ -179,14 +204,13 @@ class Attempts:
         call = charge.call
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
-        provenance = Provenance(
-            rung, len(record.attempts), charge.clamped_to, is_short=charge.is_short
-        )
         assert isinstance(call, ChatCall)
         chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
+        attempts = len(record.attempts)
         if not call.stream:
-            await relay.answer(backend, chat, charge, sink, provenance)
+            await relay.answer(backend, chat, charge, sink, attempts)
             return
+        provenance = Provenance(rung, attempts, charge.clamped_to, is_short=charge.is_short)
 
         def speaks() -> float:
             gate.spoke(place)
@@ -262,6 +286,10 @@ class _Turn:
                 record.rung = attempt.rung
         elif isinstance(error, asyncio.CancelledError):
             attempt.cause = "cancelled"
+
+
+def _unpaid(refused: RouterError) -> NotLetIn:
+    return NotLetIn(refused.message, money_cause(refused), refused.retry_after_s)
 
 
 def money_cause(refused: RouterError) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from router.backends.base import Probe, State
@@ -33,20 +33,21 @@ class _Closed:
 
 
 @dataclass(slots=True)
+class _BackendState:
+    probe: Probe = field(default_factory=lambda: Probe(State.UNKNOWN, "not looked at yet"))
+    closed: _Closed | None = None
+
+
+@dataclass(slots=True)
 class _RungState:
     rung: Rung
     gate: Gate
     made_with: tuple[int | None, int]
+    backend: _BackendState
     closed: _Closed | None = None
     # As long as nothing is wrong, what it shows changes with its backend's probe only.
     seen_by: Probe | None = None
     view: RungView = field(default_factory=RungView)
-
-
-@dataclass(slots=True)
-class _BackendState:
-    probe: Probe = field(default_factory=lambda: Probe(State.UNKNOWN, "not looked at yet"))
-    closed: _Closed | None = None
 
 
 class Board:
@@ -90,17 +91,22 @@ class Board:
             if state is None or state.made_with != wanted:
                 gate = Gate(*wanted, self._clock, self._rand, self._tells_of_breaker(name))
                 closed = None if state is None else state.closed
-                self._rungs[name] = _RungState(rungs[name], gate, wanted, closed)
+                backend = self._backend(rungs[name].backend)
+                self._rungs[name] = _RungState(rungs[name], gate, wanted, backend, closed)
 
-    def views(self, ladder: Ladder, priority: int = 0) -> Mapping[str, RungView]:
-        """What the plan of a call of this priority may know of a ladder's rungs, by their names;
-        each as it is when it is asked for.
-        """
-        return _Views(ladder, lambda name: self._view(ladder, name, priority))
+    def views(self, ladder: Ladder) -> dict[str, RungView]:
+        """What is known of each of a ladder's rungs now, by their names."""
+        return {rung.name: self.view(ladder, rung) for rung in ladder.rungs}
 
     def view(self, ladder: Ladder, rung: Rung, priority: int = 0) -> RungView:
-        """What the plan may know of one rung now."""
-        return self._view(ladder, rung.name, priority)
+        """What the plan of a call of this priority may know of one rung now."""
+        state = self._rung(ladder, rung)
+        backend = state.backend
+        if state.seen_by is not backend.probe:
+            self._look_again(state)
+        if state.closed is None and backend.closed is None and state.gate.is_open:
+            return state.view
+        return self._narrowed(ladder, state, priority)
 
     def learned(self, rung: Rung) -> tuple[Abilities, Price | None]:
         """What its backend says of the rung's model, and of its price."""
@@ -209,18 +215,20 @@ class Board:
             return {**row, "until": None, "reason": probe.reason or None}
         return {**row, "until": round(until, 1), "reason": reason}
 
-    def _view(self, ladder: Ladder, name: str, priority: int) -> RungView:
-        now, state = self._clock(), self._named(ladder, name)
-        rung = state.rung
-        gate, probe = state.gate, self._backend(rung.backend).probe
-        if state.seen_by is not probe:
-            state.seen_by = probe
-            state.view = RungView(
-                learned=probe.models.get(rung.model, UNKNOWN_ABILITIES),
-                first_token_s=gate.first_token_s,
-                learned_price=probe.prices.get(rung.model),
-            )
-        view, closed = state.view, self._closed(ladder, rung, now)
+    def _look_again(self, state: _RungState) -> None:
+        """Its backend was probed."""
+        model, probe = state.rung.model, state.backend.probe
+        state.seen_by = probe
+        state.view = RungView(
+            learned=probe.models.get(model, UNKNOWN_ABILITIES),
+            first_token_s=state.gate.first_token_s,
+            learned_price=probe.prices.get(model),
+        )
+
+    def _narrowed(self, ladder: Ladder, state: _RungState, priority: int) -> RungView:
+        """The view of a rung that may be closed, or full."""
+        now, gate, view = self._clock(), state.gate, state.view
+        closed = self._closed(ladder, state.rung, now)
         if (full := gate.full(priority, ladder.limits.queue_max)) is not None:
             view = replace(view, full=full)
         if closed is not None:
@@ -243,32 +251,14 @@ class Board:
         return None
 
     def _rung(self, ladder: Ladder, rung: Rung) -> _RungState:
-        return self._named(ladder, rung.name)
-
-    def _named(self, ladder: Ladder, name: str) -> _RungState:
-        if name not in self._rungs:
+        state = self._rungs.get(rung.name)
+        if state is None:
             self.configure((ladder,))
-        return self._rungs[name]
+            state = self._rungs[rung.name]
+        return state
 
     def _backend(self, name: str) -> _BackendState:
         state = self._backends.get(name)
         if state is None:
             state = self._backends[name] = _BackendState()
         return state
-
-
-class _Views(Mapping[str, RungView]):
-    """A ladder's rungs as the board shows them. Made one by one: a plan mostly needs the first."""
-
-    def __init__(self, ladder: Ladder, view: Callable[[str], RungView]) -> None:
-        self._ladder = ladder
-        self._view = view
-
-    def __getitem__(self, name: str) -> RungView:
-        return self._view(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (rung.name for rung in self._ladder.rungs)
-
-    def __len__(self) -> int:
-        return len(self._ladder.rungs)

@@ -1,9 +1,9 @@
 """The ledger: calls are admitted, attempts hold and settle, all against leases in memory.
 
-`admit` and `hold` await only where a lease does not suffice, and then the store, for at most a
-quarter of a second. `grow` and `settle` never await: nothing can cancel a call between what it used
-and its being written down. Every hold is settled exactly once; what was used above it is charged
-whole.
+`admit`, `room` and `hold` await only where a lease does not suffice, and then the store, for at
+most a quarter of a second; where it suffices, their forms `..._at_once` say so without awaiting.
+`grow` and `settle` never await: nothing can cancel a call between what it used and its being
+written down. Every hold is settled exactly once; what was used above it is charged whole.
 
 Each step goes to the journal first, so that a process that is killed leaves nothing out
 (`store/journal.py`); the store hears of it in the background (`flow/renewal.py`).
@@ -33,7 +33,6 @@ from router.flow.renewal import Books, Wants
 from router.store.base import RowKey
 from router.types import Key, Price, Rung, Usage
 
-_FREE = Price(0, 0)
 # What a refused caller is told to wait where the amount is only in the hands of other calls.
 _IN_USE_S = 1.0
 # How often a hold asks the store where others draw what it was granted.
@@ -88,6 +87,17 @@ class Ledger:
 
     async def admit(self, key: Key, body_bytes: int) -> Admission:
         """Let a call of this size in. Raises TooLarge, RateLimited or StateUnavailable."""
+        admission = self.admit_at_once(key, body_bytes)
+        if admission is not None:
+            return admission
+        purse = self.purse(key)
+        # The next minute's purse may have others once the store has answered.
+        requests, concurrent = purse.requests, purse.concurrent
+        await self._secure(key, [(lease, 1) for lease in purse.gates])
+        return self._admitted(key, purse, requests, concurrent)
+
+    def admit_at_once(self, key: Key, body_bytes: int) -> Admission | None:
+        """Let a call of this size in; None: `admit` has to ask the store. Raises TooLarge."""
         limits = key.limits
         if limits.max_input_bytes is not None and body_bytes > limits.max_input_bytes:
             raise TooLarge(
@@ -95,14 +105,18 @@ class Ledger:
                 f"{limits.max_input_bytes} (max_input_kib)"
             )
         purse = self.purse(key)
-        gates = purse.gates
-        if gates:
-            await self._secure(key, [(lease, 1) for lease in gates])
-            if purse.requests is not None:
-                purse.requests.settle(1, 1)
-                self._books.touch(purse.requests)
+        if purse.gates and not self._books.draw_at_once(purse.gates, 1, (), 0):
+            return None
+        return self._admitted(key, purse, purse.requests, purse.concurrent)
+
+    def _admitted(
+        self, key: Key, purse: Purse, requests: Lease | None, concurrent: Lease | None
+    ) -> Admission:
+        if requests is not None:
+            requests.settle(1, 1)
+            self._books.touch(requests)
         purse.in_flight += 1
-        return Admission(key, purse, purse.concurrent)
+        return Admission(key, purse, concurrent)
 
     def leave(self, admission: Admission, ladder: str) -> None:
         """The call is over, or a part of it; one that no rung answered is counted here."""
@@ -135,6 +149,15 @@ class Ledger:
             await self._books.ask(unknown)
         return _least(purse.money), _least(purse.tokens)
 
+    def room_at_once(self, admission: Admission) -> tuple[int | None, int | None] | None:
+        """The same; None: `room` has to ask the store."""
+        purse = self.purse(admission.key)
+        for leases in (purse.money, purse.tokens):
+            for lease in leases:
+                if not lease.answered:
+                    return None
+        return _least(purse.money), _least(purse.tokens)
+
     async def hold(
         self,
         admission: Admission,
@@ -146,36 +169,70 @@ class Ledger:
         output_tokens: int,
     ) -> Hold:
         """Set aside what an attempt may use. Raises QuotaUsedUp, RateLimited, StateUnavailable."""
+        hold = self.hold_at_once(
+            admission, ladder, rung, price, input_tokens=input_tokens, output_tokens=output_tokens
+        )
+        if hold is not None:
+            return hold
         purse = self.purse(admission.key)
+        money, tokens = purse.money, purse.tokens
         nanousd = accounts.cost(price, input_tokens, output_tokens)
         token_count = input_tokens + output_tokens
-        wants = [(lease, nanousd) for lease in purse.money] if nanousd else []
-        wants += [(lease, token_count) for lease in purse.tokens]
-        if wants:
-            await self._secure(admission.key, wants)
-        hold = Hold(
-            next(self._ids),
-            admission,
-            self._row(purse, ladder, rung.name),
-            price,
-            purse.money,
-            purse.tokens,
-            nanousd,
-            token_count,
+        wants = [(lease, nanousd) for lease in money] if nanousd else []
+        wants += [(lease, token_count) for lease in tokens]
+        await self._secure(admission.key, wants)
+        row = self._row(purse, ladder, rung.name)
+        return self._opened(
+            Hold(next(self._ids), admission, row, price, money, tokens, nanousd, token_count)
         )
-        if wants or price != _FREE:
+
+    def hold_at_once(
+        self,
+        admission: Admission,
+        ladder: str,
+        rung: Rung,
+        price: Price,
+        *,
+        input_tokens: int,
+        output_tokens: int,
+    ) -> Hold | None:
+        """The same; None: `hold` has to ask the store. Raises StateUnavailable."""
+        purse = self.purse(admission.key)
+        money, tokens = purse.money, purse.tokens
+        nanousd = accounts.cost(price, input_tokens, output_tokens)
+        token_count = input_tokens + output_tokens
+        drawn_on = money if nanousd else ()
+        if (drawn_on or tokens) and not self._books.draw_at_once(
+            drawn_on, nanousd, tokens, token_count
+        ):
+            return None
+        row = self._row(purse, ladder, rung.name)
+        return self._opened(
+            Hold(next(self._ids), admission, row, price, money, tokens, nanousd, token_count)
+        )
+
+    def _opened(self, hold: Hold) -> Hold:
+        """Write down what was drawn."""
+        is_limited = bool(hold.tokens or (hold.money and hold.nanousd))
+        if is_limited or not hold.price.is_free:
             # What is free and unlimited leaves nothing in doubt.
             hold.is_journalled = True
             try:
-                self._books.opened(hold.id, hold.row, nanousd, token_count)
+                self._books.opened(hold.id, hold.row, hold.nanousd, hold.token_count)
             except StateUnavailable:
                 hold.is_journalled = False
-                if wants:
-                    for lease, amount in wants:
-                        lease.held -= amount
+                if is_limited:
+                    self._give_back(hold)
                     raise
         self.open[hold.id] = hold
         return hold
+
+    @staticmethod
+    def _give_back(hold: Hold) -> None:
+        for lease in hold.money:
+            lease.settle(hold.nanousd, 0)
+        for lease in hold.tokens:
+            lease.settle(hold.token_count, 0)
 
     def grow(self, hold: Hold, *, input_tokens: int, output_tokens: int) -> bool:
         """Set aside that much in all; False, and nothing is changed, where a lease has no room.
@@ -242,7 +299,7 @@ class Ledger:
             wants += [(lease, token_count) for lease in purse.tokens]
             if self._refuses(wants) is not None or not self._books.is_current():
                 return False
-            self._take(wants)
+            self._books.draw(wants)
         for hold in holds:
             if purse is not old.purse:
                 self._move(hold, purse)
@@ -252,10 +309,7 @@ class Ledger:
     def _move(self, hold: Hold, purse: Purse) -> None:
         """Put an open hold into another key's accounts, where room for it was taken already."""
         ladder, rung = hold.row.key.ladder, hold.row.key.rung
-        for lease in hold.money:
-            lease.settle(hold.nanousd, 0)
-        for lease in hold.tokens:
-            lease.settle(hold.token_count, 0)
+        self._give_back(hold)
         hold.money, hold.tokens = purse.money, purse.tokens
         hold.row = self._row(purse, ladder, rung)
         if hold.is_journalled:
@@ -299,14 +353,14 @@ class Ledger:
     def refusal(self, key: Key, price: Price | None, input_tokens: int) -> RouterError | None:
         """Why this key cannot pay for such a prompt here, as far as is known; advice for plans."""
         purse = self.purse(key)
-        for leases, least in (
-            (purse.money, accounts.cost(price or _FREE, input_tokens, 1)),
-            (purse.tokens, input_tokens + 1),
-        ):
-            for lease in leases:
-                used = max(lease.settled, lease.spent)
-                if least and lease.answered and lease.limit - used < least:
+        if purse.money and price is not None:
+            least = accounts.cost(price, input_tokens, 1)
+            for lease in purse.money:
+                if least and lease.is_known_to_lack(least):
                     return self._refused(key, lease, least)
+        for lease in purse.tokens:
+            if lease.is_known_to_lack(input_tokens + 1):
+                return self._refused(key, lease, input_tokens + 1)
         return None
 
     # --- inside ---------------------------------------------------------------------------------
@@ -314,7 +368,7 @@ class Ledger:
     async def _secure(self, key: Key, wants: Wants) -> None:
         """Hold all of it, or nothing and raise."""
         await self._find_room(key, wants)
-        self._take(wants)
+        self._books.draw(wants)
 
     async def _find_room(self, key: Key, wants: Wants) -> None:
         """Return where the leases have room for all of it now, or raise."""
@@ -341,11 +395,6 @@ class Ledger:
                 return lease
         return None
 
-    def _take(self, wants: Wants) -> None:
-        for lease, amount in wants:
-            lease.hold(amount)
-        self._books.drawn(wants)
-
     def _more(self, hold: Hold, input_tokens: int, output_tokens: int) -> Wants:
         nanousd = accounts.cost(hold.price, input_tokens, output_tokens) - hold.nanousd
         token_count = input_tokens + output_tokens - hold.token_count
@@ -363,7 +412,7 @@ class Ledger:
             except StateUnavailable:
                 if more:
                     raise
-        self._take(more)
+        self._books.draw(more)
         hold.nanousd, hold.token_count = nanousd, token_count
 
     def _row(self, purse: Purse, ladder: str, rung: str) -> Row:
@@ -425,7 +474,12 @@ class Ledger:
 
 
 def _least(leases: tuple[Lease, ...]) -> int | None:
-    return min((lease.room + lease.free for lease in leases), default=None)
+    least = None
+    for lease in leases:
+        room = lease.granted - lease.spent - lease.held + lease.free
+        if least is None or room < least:
+            least = room
+    return least
 
 
 def _wanted(wants: Wants, lease: Lease) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from router.backends.base import Backend, State
 from router.core import ladder
 from router.core.embeddings import estimate_tokens
-from router.core.ladder import Step, Unaffordable
+from router.core.ladder import Plan, RungView, Step, Unaffordable
 from router.core.retry import RetryBudget, RetrySettings
 from router.errors import (
     ConnectFailed,
@@ -84,7 +85,9 @@ class Pipeline:
         """
         started = self._clock()
         record.of_call(call)
-        admission = await self._ledger.admit(call.key, body_bytes)
+        admission = self._ledger.admit_at_once(call.key, body_bytes)
+        if admission is None:
+            admission = await self._ledger.admit(call.key, body_bytes)
         record.admission = admission
         self._observer.in_flight += 1
         task = asyncio.current_task()
@@ -107,10 +110,13 @@ class Pipeline:
             self._ledger.leave(admission, call.ladder.name)
             record.total_s = self._clock() - started
 
-    def plan(self, call: Call) -> Sequence[Step]:
+    def plan(self, call: Call) -> Plan:
         """Which rungs this call would try now, and why not the others."""
-        views = self._board.views(call.ladder, call.key.priority)
-        return ladder.plan(call, views, self._unable, self._unaffordable)
+
+        def view_of(rung: Rung) -> RungView:
+            return self._board.view(call.ladder, rung, call.key.priority)
+
+        return ladder.plan(call, view_of, self._unable, self._unaffordable)
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
@@ -128,7 +134,7 @@ class Pipeline:
     async def _answer(self, call: Call, sink: Sink, record: Record, wishes: Wishes) -> None:
         """Use an answer again, or climb; whatever fails fails as a RouterError."""
         try:
-            await self._reuse.serve(call, wishes, self._cache_rules, sink, record, self._try)
+            await self._reuse.serve(call, wishes, self._cache_rules, sink, record, self._climb)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_ending or task is None:
@@ -143,37 +149,44 @@ class Pipeline:
             words = f"Rungway failed; its log has the trace of {record.call_id}"
             raise InternalFault(words) from error
 
-    async def _try(self, call: Call, sink: Sink, record: Record) -> None:
-        """Climb within the ladder's total time."""
+    async def _climb(self, call: Call, sink: Sink, record: Record) -> None:
+        """Try the plan's rungs in order until one has answered, within the ladder's total time;
+        else end with what there is.
+        """
+        started = self._clock()
         with Patience(f"the call of the ladder {call.ladder.name!r}") as patience:
             patience.wait("total", call.ladder.limits.total_s)
-            await self._climb(call, sink, record, self._clock())
-
-    async def _climb(self, call: Call, sink: Sink, record: Record, started: float) -> None:
-        """Try the plan's rungs in order until one has answered; else end with what there is."""
-        steps = self.plan(call)
-        progress = Progress(call, sink)
-        if await self._try_each(steps, progress, sink, record, started):
-            return
-        if await progress.conclude(record):
-            return
-        param = "messages" if isinstance(call, ChatCall) else "input"
-        raise ladder.no_rung_left(call.ladder.name, steps, param)
+            steps = self.plan(call)
+            progress = Progress(call, sink)
+            if await self._try_each(steps, progress, sink, record, started):
+                return
+            if await progress.conclude(record):
+                return
+            param = "messages" if isinstance(call, ChatCall) else "input"
+            raise ladder.no_rung_left(call.ladder.name, steps, param)
 
     async def _try_each(
-        self, steps: Sequence[Step], progress: Progress, sink: Sink, record: Record, started: float
+        self, steps: Plan, progress: Progress, sink: Sink, record: Record, started: float
     ) -> bool:
         """Whether one of the rungs answered; False: none is left, or none may be asked any more."""
-        for place, step in enumerate(steps):
+        hedges = _may_hedge(progress.call.ladder)
+        for place in range(len(steps)):
+            step = steps[place]
             if step.take and record.attempts:
                 self._recheck(progress, step)
+            has_next = partial(self._has_room, progress, steps, place + 1)
             tries = 0
             while step.take:
                 tries += 1
-                later = steps[place + 1 :]
                 try:
                     progress.begin(record)
-                    await self._ask(progress, step, later, sink, record, started)
+                    if hedges and not record.attempts and has_next():
+                        later = steps[place + 1 :]
+                        await self._hedge(progress, step, later, sink, record, started)
+                    else:
+                        await self._attempts.run(
+                            progress, step.rung, sink, record, started, has_next
+                        )
                     return True
                 except NotLetIn as closed:
                     step.take, step.reason = False, closed.reason
@@ -184,34 +197,28 @@ class Pipeline:
                         return False
                     if sink.is_committed:
                         break
-                    has_next = self._has_room(progress, later)
-                    if not await self._retries(progress, step, error, tries, started, has_next):
+                    if not await self._retries(progress, step, error, tries, started, has_next()):
                         break
                     self._recheck(progress, step)
         return False
 
-    async def _ask(
+    async def _hedge(
         self,
         progress: Progress,
         step: Step,
-        later: Sequence[Step],
+        later: Plan,
         sink: Sink,
         record: Record,
         started: float,
     ) -> None:
-        """Ask this rung, and where the ladder hedges a later one beside it once it is slow."""
+        """Ask this rung, and a later one beside it once it is slow."""
         rules = progress.call.ladder
-        has_next = self._has_room(progress, later)
-        hedges = rules.limits.hedge_after_s > 0 and has_next
-        if not hedges or rules.rescue or rules.escalate_on or record.attempts:
-            await self._attempts.run(progress, step.rung, sink, record, started, has_next)
-            return
         budget = self._hedging(rules)
         budget.deposit(self._clock())
         beside = replace(record, attempts=[], usage=None, nanousd=0, first_token_s=None)
 
         def second() -> Run | None:
-            other = next((one for one in later if self._has_room(progress, [one])), None)
+            other = next((one for one in later if self._would_take(progress, one)), None)
             if other is None or not budget.withdraw(self._clock()):
                 return None
             beside.attempts = list(record.attempts)
@@ -224,7 +231,7 @@ class Pipeline:
                 sink,
                 rules.limits.hedge_after_s,
                 lambda lane: self._attempts.run(
-                    progress, step.rung, lane, record, started, has_next
+                    progress, step.rung, lane, record, started, lambda: True
                 ),
                 second,
             )
@@ -239,7 +246,7 @@ class Pipeline:
         progress.begin(record)
         step.take = False
         try:
-            await self._attempts.run(progress, step.rung, lane, record, started, True)
+            await self._attempts.run(progress, step.rung, lane, record, started, lambda: True)
         except NotLetIn as closed:
             step.reason, step.cause, step.wait_s = closed.reason, closed.cause, closed.wait_s
             raise
@@ -290,15 +297,16 @@ class Pipeline:
         )
         progress.recheck(step, self.continuity)
 
-    def _has_room(self, progress: Progress, later: Sequence[Step]) -> bool:
-        """Whether one of these rungs would take the call at once."""
-        for step in later:
-            if step.take:
-                now = replace(step)
-                self._recheck(progress, now)
-                if now.take and self._board.gate(progress.call.ladder, step.rung).has_room():
-                    return True
-        return False
+    def _has_room(self, progress: Progress, steps: Plan, place: int) -> bool:
+        """Whether one of the rungs from this place on would take the call at once."""
+        return any(self._would_take(progress, steps[at]) for at in range(place, len(steps)))
+
+    def _would_take(self, progress: Progress, step: Step) -> bool:
+        if not step.take:
+            return False
+        now = replace(step)
+        self._recheck(progress, now)
+        return now.take and self._board.gate(progress.call.ladder, step.rung).has_room()
 
     def _unable(self, call: Call, rung: Rung) -> str | None:
         return self._backends[rung.backend].unable(call, rung)
@@ -323,6 +331,10 @@ class Pipeline:
         if refused is None:
             return None
         return Unaffordable(refused.message, money_cause(refused), refused.retry_after_s)
+
+
+def _may_hedge(rules: Ladder) -> bool:
+    return rules.limits.hedge_after_s > 0 and not (rules.rescue or rules.escalate_on)
 
 
 def _join(record: Record, beside: Record, before: int) -> None:

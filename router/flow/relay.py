@@ -31,9 +31,10 @@ _GRACE_S = 2.0
 
 
 async def answer(
-    backend: Backend, attempt: ChatAttempt, charge: Charge, sink: Sink, provenance: Provenance
+    backend: Backend, attempt: ChatAttempt, charge: Charge, sink: Sink, attempts: int
 ) -> None:
-    """A whole chat answer. Raises Escalated where the ladder asks for a better one."""
+    """A whole chat answer, of the call's last of so many attempts. Raises Escalated where the
+    ladder asks for a better one."""
     call = attempt.call
     with Patience(attempt.rung.name) as patience:
         patience.wait("answer", call.ladder.limits.answer_s)
@@ -45,7 +46,10 @@ async def answer(
         charge.learn(whole.usage, 0, 0)
     if call.ladder.escalate_on:
         _judge(attempt, escalate.of_answer(whole.body), whole)
-    await sink.send_answer(whole, priced(provenance, charge))
+    cost = charge.call_nanousd(charge.usage)
+    await sink.send_answer(
+        whole, Provenance(attempt.rung, attempts, charge.clamped_to, cost, charge.is_short)
+    )
 
 
 def _content_chars(answer: bytes) -> int:
@@ -178,10 +182,6 @@ def _judge(attempt: ChatAttempt, said: list[escalate.Said], answer: Answer | byt
     if why is not None:
         words = f"{attempt.rung.name} answered, but the ladder goes on from such an answer: {why}"
         raise Escalated(words, why=why, answer=answer)
-
-
-def priced(provenance: Provenance, charge: Charge) -> Provenance:
-    return replace(provenance, cost_nanousd=charge.call_nanousd(charge.usage))
 
 
 def together(one: Usage | None, other: Usage | None) -> Usage | None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 from router.core.accounts import Account, Meter, window_end, window_start
@@ -128,15 +128,40 @@ class Books:
         """What was spent or held of it has changed."""
         self._due[lease.account] = lease
 
-    def drawn(self, wants: Wants) -> None:
-        """Holds were drawn from these: ask for the next block before this one is used up."""
+    def draw_at_once(
+        self, money: Iterable[Lease], nanousd: int, tokens: Iterable[Lease], token_count: int
+    ) -> bool:
+        """Hold these amounts, where the leases have room for all of it and may still be spent;
+        else nothing."""
         now = self.boot_s()
-        for lease, _ in wants:
-            lease.used_at = now
-            if lease.granted - lease.spent - lease.held < lease.low and lease.free:
-                lease.low = 0
-                self._due[lease.account] = lease
-                self._wake.set()
+        if now >= self._current_until:
+            return False
+        for lease in money:
+            if not lease.has_room(nanousd):
+                return False
+        for lease in tokens:
+            if not lease.has_room(token_count):
+                return False
+        for lease in money:
+            self._draw(lease, nanousd, now)
+        for lease in tokens:
+            self._draw(lease, token_count, now)
+        return True
+
+    def draw(self, wants: Wants) -> None:
+        """Hold what there is known to be room for."""
+        now = self.boot_s()
+        for lease, amount in wants:
+            self._draw(lease, amount, now)
+
+    def _draw(self, lease: Lease, amount: int, now: float) -> None:
+        """Ask for the next block before this one is used up."""
+        lease.held += amount
+        lease.used_at = now
+        if lease.granted - lease.spent - lease.held < lease.low and lease.free:
+            lease.low = 0
+            self._due[lease.account] = lease
+            self._wake.set()
 
     def totals_of(self, key: RowKey) -> Totals | None:
         """What is counted in a row so far; None: nothing."""

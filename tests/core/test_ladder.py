@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router.core.ladder import RungView, Step, explain, no_rung_left, order, plan, recheck
+from router.core.ladder import RungView, Step, ViewOf, explain, no_rung_left, order, plan, recheck
 from router.errors import (
     ConnectFailed,
     NoRungLeft,
@@ -33,6 +33,10 @@ def rich(call: Call, rung: Rung, price: Price | None) -> None:
     """A key that can pay for everything."""
 
 
+def seen(views: dict[str, RungView]) -> ViewOf:
+    return lambda rung: views.get(rung.name, RungView())
+
+
 def call(needs: Needs = NOTHING, tier: str = "", policy: Policy = Policy.ORDER) -> ChatCall:
     return ChatCall(
         id="1",
@@ -47,7 +51,7 @@ def call(needs: Needs = NOTHING, tier: str = "", policy: Policy = Policy.ORDER) 
 
 
 def taken(the_call: ChatCall, views: dict[str, RungView] | None = None) -> list[str]:
-    steps = plan(the_call, views or {}, lambda call, rung: None, rich)
+    steps = plan(the_call, seen(views or {}), lambda call, rung: None, rich)
     assert len(steps) == 3
     return [step.rung.backend for step in steps if step.take]
 
@@ -82,7 +86,7 @@ def test_closed_and_full_rungs_are_skipped_with_their_reason() -> None:
         A.name: RungView(closed="closed after: no credit", closed_cause="refused", wait_s=9),
         C.name: RungView(full="its limit of 2 is in flight"),
     }
-    steps = plan(call(tier="premium"), views, lambda call, rung: None, rich)
+    steps = plan(call(tier="premium"), seen(views), lambda call, rung: None, rich)
     assert explain("ladder", steps) == {
         "ladder": "ladder",
         "rungs": [
@@ -98,7 +102,7 @@ def test_closed_and_full_rungs_are_skipped_with_their_reason() -> None:
 
 
 def test_what_a_protocol_cannot_carry_is_skipped_with_the_backends_words() -> None:
-    steps = plan(call(), {}, lambda call, rung: "no tools" if rung is A else None, rich)
+    steps = plan(call(), seen({}), lambda call, rung: "no tools" if rung is A else None, rich)
     assert (steps[0].take, steps[0].reason) == (False, "no tools")
 
 
@@ -113,14 +117,16 @@ def test_what_a_protocol_cannot_carry_is_skipped_with_the_backends_words() -> No
 )
 def test_the_order_follows_the_policy(policy: Policy, expected: str) -> None:
     views = {B.name: RungView(first_token_s=lambda: 0.2)}
-    assert [rung.backend for rung in order(LADDER.rungs, policy, views)] == list(expected)
+    assert [rung.backend for rung in order(LADDER.rungs, policy, seen(views))] == list(expected)
 
 
 def test_a_learned_price_counts_where_the_rung_has_none() -> None:
     dear, cheap = RungView(learned_price=Price(50, 50)), RungView(learned_price=Price(0, 0))
     for view, expected in ((dear, "cab"), (cheap, "bca")):
         views = {B.name: view, A.name: cheap}
-        assert [r.backend for r in order(LADDER.rungs, Policy.CHEAPEST, views)] == list(expected)
+        assert [r.backend for r in order(LADDER.rungs, Policy.CHEAPEST, seen(views))] == list(
+            expected
+        )
 
 
 def steps_of(*errors_or_causes: Any) -> list[Step]:
@@ -194,7 +200,7 @@ def test_a_shorter_wait_of_a_closed_rung_is_told() -> None:
 
 
 def test_a_step_is_asked_again_when_its_turn_comes() -> None:
-    steps = plan(call(), {}, lambda call, rung: None, rich)
+    steps = plan(call(), seen({}), lambda call, rung: None, rich)
     assert steps[1].take
     view = RungView(closed="closed since", wait_s=3)
     recheck(steps[1], call(), view, lambda call, rung: None, rich)
@@ -213,7 +219,7 @@ def test_a_step_is_judged_once_and_only_when_it_is_looked_at() -> None:
         asked.append(rung.name)
         return None
 
-    steps = plan(call(tier="premium"), {}, unable, rich)
+    steps = plan(call(tier="premium"), seen({}), unable, rich)
     assert asked == []
     assert len(steps) == 3
     later = steps[1:]
