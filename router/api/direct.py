@@ -71,7 +71,7 @@ class DirectAnswer(web.StreamResponse):
         transport = protocol.transport
         if transport is None or protocol.writing_paused or self._pending or transport.is_closing():
             return False
-        transport.write(self._framed(data))
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
         return True
 
     async def finish(self, data: bytes) -> None:

@@ -8,7 +8,7 @@ phase, and cancels. A stream that is closed before its end closes its connection
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -56,13 +56,19 @@ class Event(NamedTuple):
     data: bytes
 
 
+# Takes bytes of a stream that begin with an event, all of them or none; whether it did.
+Take = Callable[[bytes], bool]
+
+
 class EventStream(Protocol):
     """An open streamed answer."""
 
-    async def read(self) -> list[Event]:
+    async def read(self, take: Take | None = None) -> list[Event]:
         """All events of the next upstream read, never empty before the end; [] at the clean end.
 
-        Raises UpstreamError when the stream is cut, malformed or reports an error.
+        What arrives while it waits may be offered to `take`, and is no part of what it returns
+        where that takes it. Raises UpstreamError when the stream is cut, malformed or reports an
+        error.
         """
         ...
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from router.backends.base import ChatAttempt, Event, EventKind
+from router.backends.base import ChatAttempt, Event, EventKind, Take
 from router.core import answers, gradio
 from router.core.sse import SseEvent, SseOverflow, SseParser
 from router.errors import UpstreamBroken, UpstreamError
@@ -113,7 +113,7 @@ class SpaceStream:
         self._has_role = False
         self._has_ended = False
 
-    async def read(self) -> list[Event]:
+    async def read(self, take: Take | None = None) -> list[Event]:
         while not self._has_ended:
             heard = await self._job.read()
             events = [Event(EventKind.COMMENT, text.encode()) for text in heard.comments]

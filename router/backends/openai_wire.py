@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from router.backends.base import ChatAttempt, EmbedAttempt, Event, EventKind, EventStream
+from router.backends.base import ChatAttempt, EmbedAttempt, Event, EventKind, EventStream, Take
 from router.core import answers, embeddings, jsontext
 from router.core.refusal import refusal
 from router.core.sse import DONE, SseEvent, SseOverflow, SseParser
@@ -147,6 +147,8 @@ async def _some(response: HttpResponse, bytes_max: int) -> bytes:
 class OpenAiStream:
     """An open stream of OpenAI chunks; their content is the relay's to judge."""
 
+    __slots__ = ("_ended", "_is_done", "_parser", "_response", "_who")
+
     def __init__(self, response: HttpResponse, who: str, event_bytes_max: int) -> None:
         self._response = response
         self._who = who
@@ -154,9 +156,10 @@ class OpenAiStream:
         self._ended = False
         self._is_done = False
 
-    async def read(self) -> list[Event]:
+    async def read(self, take: Take | None = None) -> list[Event]:
         while not self._ended:
-            data = await self._response.read_chunk()
+            offer = take if self._parser.is_between_events else None
+            data = await self._response.read_chunk(offer)
             try:
                 found = self._parser.feed(data) if data else self._parser.finish()
             except SseOverflow as error:

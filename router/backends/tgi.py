@@ -22,6 +22,7 @@ from router.backends.base import (
     EventStream,
     Probe,
     State,
+    Take,
 )
 from router.config.secrets import Credential
 from router.core import answers, tgi
@@ -109,7 +110,7 @@ class TgiStream:
         self._opened = opened
         self._mender = mender
 
-    async def read(self) -> list[Event]:
+    async def read(self, take: Take | None = None) -> list[Event]:
         events: list[Event] = []
         for event in await self._opened.read():
             if event.kind is EventKind.CHUNK:

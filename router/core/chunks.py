@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from router.core import jsontext
 from router.core.refusal import classify_in_stream, complaint_in
+from router.core.skeleton import Skeleton
 from router.errors import UpstreamBroken, UpstreamFailed
 from router.types import Json, Usage
 
@@ -32,6 +33,8 @@ _GIVEN_UP = frozenset({"abort", "error", "cancelled"})
 _TOKENS_MAX = 1 << 40
 # As many as OpenAI's `n` allows.
 _CHOICES_MAX = 128
+# So many skeletons that no chunk was like show a server whose chunks are never alike.
+_VAIN_MAX = 8
 
 
 class Seen(NamedTuple):
@@ -44,6 +47,23 @@ class Seen(NamedTuple):
 class ChunkWatch:
     """One answer's state. `who` names the rung; `call_id` mends answers that come without an id."""
 
+    __slots__ = (
+        "_call_id",
+        "_called_tools",
+        "_choices_wanted",
+        "_finished",
+        "_last",
+        "_learnt_in_vain",
+        "_wants_usage",
+        "_who",
+        "content_chars",
+        "content_chunks",
+        "skeleton",
+        "unreported_chars",
+        "unreported_chunks",
+        "usage",
+    )
+
     def __init__(
         self, *, who: str, call_id: str, wants_usage: bool, choices_wanted: int = 1
     ) -> None:
@@ -54,6 +74,9 @@ class ChunkWatch:
         self._finished: dict[int, bool] = {}
         self._called_tools: set[int] = set()
         self._last: Json = {}
+        self._learnt_in_vain = 0
+        # What chunks like one of those seen have in common.
+        self.skeleton: Skeleton | None = None
         self.usage: Usage | None = None
         # All that was produced: text, reasoning, refusals, the calls of tools.
         self.content_chars = 0
@@ -61,7 +84,6 @@ class ChunkWatch:
         # Those of them that came after the newest usage: some report it at the start, or all along.
         self.unreported_chars = 0
         self.unreported_chunks = 0
-        self.chunks = 0
 
     @property
     def is_complete(self) -> bool:
@@ -91,7 +113,6 @@ class ChunkWatch:
                 raise classify_in_stream(self._who, complaint)
         if type(choices) is not list:
             raise UpstreamBroken(f"{self._who} sent an event that is not a chat chunk")
-        self.chunks += 1
         usage = chunk.get("usage")
         reported = usage_in(usage) if usage is not None else None
         if reported is not None:
@@ -113,6 +134,20 @@ class ChunkWatch:
             changed = True
         self._last = chunk
         return Seen(self._written(chunk) if changed else payload, commits)
+
+    def learn(self, payload: bytes) -> None:
+        """The chunk seen last passed as it came, and is this: those to come may be like it."""
+        if self._learnt_in_vain < _VAIN_MAX:
+            self._learnt_in_vain += 1
+            self.skeleton = Skeleton.of(payload, self._last)
+
+    def took(self, chars: int, chunks: int) -> None:
+        """So much came in events like the skeleton, which passed without another look."""
+        self._learnt_in_vain = 0
+        self.content_chars += chars
+        self.content_chunks += chunks
+        self.unreported_chars += chars
+        self.unreported_chunks += chunks
 
     def closing_payloads(self, cut: str | None = None) -> list[bytes]:
         """Finish chunks for the choices that `[DONE]` left without one (TGI's tool calls), or for

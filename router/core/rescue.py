@@ -164,14 +164,24 @@ class Given:
                 count -= 1
                 held -= len(self._queued[count][0])
         for text, _ in self._queued[:count]:
-            if text:
-                self._parts.append(text)
-                self._chars += len(text)
-                self._pieces += 1
+            self._note(text, 1)
         del self._queued[:count]
         if self._chars > TEXT_CHARS_MAX:
             self.give_up("the text is too long")
         return count
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether text is given as it comes: there is no stop string to look for, and nothing is
+        queued."""
+        return not (self._stops or self._queued)
+
+    def give(self, text: str, pieces: int) -> None:
+        """As `queue` and `ready` for chunks that bring so much text of the only choice, in so many
+        pieces, and nothing else."""
+        self._note(text, pieces)
+        if self._chars > TEXT_CHARS_MAX:
+            self.give_up("the text is too long")
 
     def drop_queued(self) -> None:
         """The stream broke: what was held back goes out from another rung, or not at all."""
@@ -184,6 +194,12 @@ class Given:
         self._parts.clear()
         self._queued.clear()
         self._chars = 0
+
+    def _note(self, text: str, pieces: int) -> None:
+        if text:
+            self._parts.append(text)
+            self._chars += len(text)
+            self._pieces += pieces
 
     def _text_of(self, delta: Json) -> str:
         for name, value in delta.items():

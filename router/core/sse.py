@@ -40,6 +40,16 @@ class SseParser:
     `event_bytes_max` bounds what an unfinished event may hold, a single endless line included.
     """
 
+    __slots__ = (
+        "_after_cr",
+        "_buffer",
+        "_event",
+        "_event_bytes_max",
+        "_lines",
+        "_size",
+        "_started",
+    )
+
     def __init__(self, event_bytes_max: int = 8 << 20) -> None:
         self._event_bytes_max = event_bytes_max
         self._buffer = bytearray()
@@ -48,6 +58,11 @@ class SseParser:
         self._event = b""
         self._started = False
         self._after_cr = False
+
+    @property
+    def is_between_events(self) -> bool:
+        """What is fed next begins an event, and nothing of it has come yet."""
+        return self._started and not (self._buffer or self._lines or self._event or self._after_cr)
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """The events that `chunk` completes. Raises SseOverflow."""

@@ -79,6 +79,10 @@ class Patience:
         if deadline < watch.looks_at:
             watch.look_by(deadline)
 
+    def again(self) -> None:
+        """The phase begins anew, without a pause since it began."""
+        self.deadline = self._watch.loop.time() + self._limit_s
+
     def pause(self) -> None:
         """No limit until the next `wait`: it is not the upstream that is waited for."""
         self.deadline = math.inf

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-from router.backends.base import Event, EventKind, EventStream
+from router.backends.base import Event, EventKind, EventStream, Take
 from router.core import rescue, sse
 from router.core.ladder import Step
 from router.core.rescue import Given, Seam
@@ -136,7 +136,7 @@ class _JoinedStream:
         self._opened = opened
         self._seam = seam
 
-    async def read(self) -> list[Event]:
+    async def read(self, take: Take | None = None) -> list[Event]:
         while events := await self._opened.read():
             joined = [one for event in events for one in self._joined(event)]
             if joined:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind
+from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind, Take
 from router.core import escalate, jsontext, rescue, sse
 from router.core.chunks import ChunkWatch, produced_chars
 from router.core.embeddings import fit
@@ -22,7 +22,7 @@ from router.flow.observe import Record
 from router.flow.patience import Patience
 from router.flow.progress import Progress
 from router.flow.sink import Provenance, Sink
-from router.types import Answer, ChatCall, Embeddings, Rung, Usage
+from router.types import Answer, Embeddings, Usage
 
 # Chunks that hold only a role are small and few; more of them is a fault, not an answer.
 _WITHHELD_BYTES_MAX = 1 << 20
@@ -77,8 +77,8 @@ async def stream(
     progress: Progress,
 ) -> None:
     """A streamed chat answer, to its end. Raises UpstreamError where it breaks."""
-    relay = _Relay(attempt.rung, attempt.call, charge, progress.given, progress.spent)
     outlet = _Outlet(sink, provenance, attempt)
+    relay = _Relay(attempt, charge, sink, progress.given, progress.spent)
     try:
         await _pass_on(backend, attempt, outlet, record, since_start_s, relay, progress)
         relay.learn()
@@ -103,16 +103,17 @@ async def _pass_on(
         with Patience(attempt.rung.name) as patience:
             patience.wait("first_token", limits.first_token_s)
             opened = progress.join(await backend.stream_chat(attempt), attempt.rung.name)
+            relay.patience = patience
             try:
-                while not relay.is_done and (events := await opened.read()):
+                while not relay.is_done and (events := await opened.read(relay.take_now)):
                     frames = relay.take(events)
                     if relay.comments:
                         await outlet.sink.comment(relay.comments)
                     if relay.has_moved and (relay.error is None or outlet.sink.is_committed):
                         if record.first_token_s is None:
                             record.first_token_s = since_start_s()
-                        patience.pause()
-                        if frames:
+                        if frames and not outlet.sink.write_now(frames):
+                            patience.pause()
                             await outlet.write(frames, is_whole=relay.is_whole)
                         # Once it is whole, only a usage chunk and [DONE] can come.
                         grace_s = _GRACE_S if relay.is_whole else limits.idle_s
@@ -135,6 +136,16 @@ class _Outlet:
     Kept are the frames of a ladder that commits to complete answers only, and of one that judges
     answers where the first content is all of the answer.
     """
+
+    __slots__ = (
+        "_attempt",
+        "_is_keeping",
+        "_kept",
+        "_kept_bytes",
+        "_ladder",
+        "_provenance",
+        "sink",
+    )
 
     def __init__(self, sink: Sink, provenance: Provenance, attempt: ChatAttempt) -> None:
         self.sink = sink
@@ -192,16 +203,38 @@ def together(one: Usage | None, other: Usage | None) -> Usage | None:
 class _Relay:
     """What becomes of one stream's events: frames to send, withheld until there is content."""
 
+    __slots__ = (
+        "_charge",
+        "_given",
+        "_has_content",
+        "_is_cut",
+        "_rung",
+        "_sink",
+        "_spent",
+        "_wants_usage",
+        "_watch",
+        "_withheld",
+        "_withheld_bytes",
+        "comments",
+        "error",
+        "has_moved",
+        "is_done",
+        "patience",
+    )
+    patience: Patience
+
     def __init__(
         self,
-        rung: Rung,
-        call: ChatCall,
+        attempt: ChatAttempt,
         charge: Charge,
+        sink: Sink,
         given: Given | None,
         spent: Usage | None,
     ) -> None:
+        call, rung = attempt.call, attempt.rung
         self._rung = rung
         self._charge = charge
+        self._sink = sink
         self._given = given
         self._spent = spent
         self._wants_usage = call.wants_usage
@@ -225,6 +258,37 @@ class _Relay:
         """The answer has all that makes it complete, and no error came with it."""
         return self._watch.is_complete and self.error is None
 
+    @property
+    def take_now(self) -> Take | None:
+        """What may take bytes of the stream before this attempt's task does: once content flows
+        and nothing is held back, chunks that are like the last one need no look of the task's."""
+        given = self._given
+        if self._watch.skeleton is None or not self._has_content or self._withheld:
+            return None
+        if self._watch.is_complete or not (given is None or given.holds_nothing):
+            return None
+        return self._pass_now
+
+    def _pass_now(self, data: bytes) -> bool:
+        """Pass on bytes of the stream as they are, for a client that takes them and within the
+        hold; False where that is not so, or they are not like the last chunk."""
+        watch = self._watch
+        assert watch.skeleton is not None
+        found = watch.skeleton.read(data)
+        if found is None:
+            return False
+        text, chunks = found
+        chars = len(text)
+        if self._charge.is_due(watch.content_chars + chars, watch.content_chunks + chunks):
+            return False
+        if not self._sink.write_now(data):
+            return False
+        watch.took(chars, chunks)
+        if self._given is not None:
+            self._given.give(text, chunks)
+        self.patience.again()
+        return True
+
     def take(self, events: list[Event]) -> bytes:
         """The frames that may go out now.
 
@@ -235,6 +299,7 @@ class _Relay:
         self.comments = b""
         before = len(self._withheld)
         frames = self._withheld
+        unmended: bytes | None = None
         for event in events:
             if event.kind is EventKind.COMMENT:
                 self.comments += sse.comment(event.data.decode("utf-8", "replace"))
@@ -252,6 +317,7 @@ class _Relay:
                         self.error = error
                     break
                 self._has_content |= commits
+                unmended = payload if payload is event.data else None
                 if payload is not None:
                     frames.append(sse.frame(payload))
                     self._withheld_bytes += len(payload)
@@ -262,6 +328,8 @@ class _Relay:
                 words = f"sent {_WITHHELD_BYTES_MAX} bytes of chunks without any content"
                 self.error = UpstreamBroken(f"{self._rung.name} {words}")
             return b""
+        if unmended is not None:
+            self._watch.learn(unmended)
         self.has_moved = len(frames) > before
         ready = self._ready(frames)
         self._withheld = frames[ready:]

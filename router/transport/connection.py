@@ -238,11 +238,11 @@ class Connection(asyncio.Protocol):
         elif self._is_lingering:
             self.abort()
         else:
+            if self._has_head:
+                response.arrived()
             if response.is_full and not self._is_paused:
                 self._is_paused = True
                 self._transport.pause_reading()
-            if self._has_head:
-                response.wake()
 
     # --- the parser's side ----------------------------------------------------------------------
 

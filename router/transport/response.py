@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -45,6 +45,7 @@ class HttpResponse:
         "_is_ended",
         "_line",
         "_loop",
+        "_offer",
         "_parts",
         "_raw",
         "_unpacker",
@@ -66,6 +67,7 @@ class HttpResponse:
         self._is_ended = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._offer: Callable[[bytes], bool] | None = None
         self._unpacker: _Unpacker | None = None
 
     @property
@@ -91,10 +93,12 @@ class HttpResponse:
                 raise self._error
             await self.wait()
 
-    async def read_chunk(self) -> bytes:
+    async def read_chunk(self, offer: Callable[[bytes], bool] | None = None) -> bytes:
         """All that has arrived; b"" at the body's clean end. Raises UpstreamError.
 
-        Never more than `HELD_BYTES_MAX` and one read of the socket.
+        Never more than `HELD_BYTES_MAX` and one read of the socket. What arrives while this waits
+        is given to `offer`, on the spot and without waking this task; where it returns True, that
+        is all that becomes of it.
         """
         while not (data := self._taken()):
             if self._error is not None:
@@ -103,7 +107,11 @@ class HttpResponse:
                 if self._unpacker is not None:
                     self._unpacker.finish()
                 return b""
-            await self.wait()
+            self._offer = offer
+            try:
+                await self.wait()
+            finally:
+                self._offer = None
         return data
 
     async def read_all(self, bytes_max: int) -> bytes:
@@ -163,6 +171,21 @@ class HttpResponse:
         """More of the body."""
         self._parts.append(data)
         self._held_bytes += len(data)
+
+    def arrived(self) -> None:
+        """What was taken is all of one read."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        parts = self._parts
+        if self._offer is not None and parts and self._unpacker is None:
+            if len(parts) > 1:
+                parts[:] = [b"".join(parts)]
+            if self._offer(parts[0]):
+                parts.clear()
+                self._held_bytes = 0
+                return
+        waiter.set_result(None)
 
     def end(self) -> None:
         """The body has ended cleanly."""

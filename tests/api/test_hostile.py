@@ -91,20 +91,19 @@ async def test_a_fault_of_ours_inside_a_stream_is_one_error_event(
         backend = house.gateway.service.backends["b0"]
         open_stream = backend.stream_chat
 
-        async def breaks(attempt: Any) -> Any:
-            stream = await open_stream(attempt)
-            read = stream.read
-            count = 0
+        class Breaks:
+            def __init__(self, opened: Any) -> None:
+                self.opened, self.count = opened, 0
+                self.close = opened.close
 
-            async def failing() -> Any:
-                nonlocal count
-                count += 1
-                if count > 1:
+            async def read(self, take: Any = None) -> Any:
+                self.count += 1
+                if self.count > 1:
                     raise KeyError("a fault of ours")
-                return (await read())[:1]
+                return (await self.opened.read())[:1]
 
-            stream.read = failing  # type: ignore[method-assign]
-            return stream
+        async def breaks(attempt: Any) -> Any:
+            return Breaks(await open_stream(attempt))
 
         backend.stream_chat = breaks  # type: ignore[method-assign]
         with caplog.at_level(logging.ERROR):

@@ -192,7 +192,7 @@ class TestCompleteness:
             states.append((following.has_choices, following.is_complete))
         assert states == [(False, False), (True, False), (True, False), (True, True)]
         assert following.closing_payloads() == []
-        assert (following.content_chars, following.chunks) == (5, 3)
+        assert (following.content_chars, following.content_chunks) == (5, 1)
 
     def test_several_choices_each_need_their_end(self) -> None:
         following = watch()
