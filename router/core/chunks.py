@@ -34,7 +34,7 @@ _TOKENS_MAX = 1 << 40
 # As many as OpenAI's `n` allows.
 _CHOICES_MAX = 128
 # So many skeletons that no chunk was like show a server whose chunks are never alike.
-_VAIN_MAX = 8
+_VAIN_MAX = 16
 
 
 class Seen(NamedTuple):
@@ -75,7 +75,7 @@ class ChunkWatch:
         self._called_tools: set[int] = set()
         self._last: Json = {}
         self._learnt_in_vain = 0
-        # What chunks like one of those seen have in common.
+        # What chunks that are like the last one have in common with it.
         self.skeleton: Skeleton | None = None
         self.usage: Usage | None = None
         # All that was produced: text, reasoning, refusals, the calls of tools.
@@ -132,7 +132,7 @@ class ChunkWatch:
         if not chunk.get("id"):
             chunk["id"] = self._call_id
             changed = True
-        self._last = chunk
+        self._last, self.skeleton = chunk, None
         return Seen(self._written(chunk) if changed else payload, commits)
 
     def learn(self, payload: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.core import jsontext
@@ -207,19 +207,24 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 5}
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Callable[[str, int], bytes]:
-    """What the chunks of one server look like: a function from a text to an event's bytes."""
+    """What the chunks of one server look like: a function from a text to an event's bytes.
+
+    Most have a skeleton, or there would be little to compare.
+    """
     pretty = draw(st.booleans())
     escapes = draw(st.booleans())
     head: dict[str, Any] = draw(
-        st.sampled_from([{"id": "c"}, {"id": ""}, {"id": "c", "model": "ö", "usage": None}])
+        st.sampled_from([{"id": "c"}] * 4 + [{"id": "c", "model": "ö", "usage": None}, {"id": ""}])
     )
-    extra = draw(FIELDS)
+    extra = draw(st.one_of(st.just({}), st.just({}), st.just({"role": "assistant"}), FIELDS))
     nested: dict[str, Any] = draw(
-        st.sampled_from([{}, {"x": {"content": "a"}}, {"note": '"content":"a"'}])
+        st.sampled_from([{}, {}, {}, {}, {"x": {"content": "a"}}, {"note": '"content":"a"'}])
     )
-    twice = draw(st.booleans())
+    twice = draw(st.integers(0, 7)) == 0
     framing = draw(
-        st.sampled_from(["data: {}\n\n", "data:{}\n\n", "data: {}\r\n\r\n", ": c\ndata: {}\n\n"])
+        st.sampled_from(
+            ["data: {}\n\n"] * 6 + ["data:{}\n\n", "data: {}\r\n\r\n", ": c\ndata: {}\n\n"]
+        )
     )
     raw_breaks = draw(st.integers(0, 9)) == 0
 
@@ -252,13 +257,13 @@ def shapes(draw: st.DrawFn) -> Callable[[str, int], bytes]:
 def streams(draw: st.DrawFn) -> list[bytes]:
     """The reads of one stream: mostly an event each, some with several, some cut anywhere."""
     shape = draw(shapes())
-    hows = st.sampled_from([0] * 24 + [1, 2, 3, 4, 5])
-    events: list[tuple[str, int]] = draw(st.lists(st.tuples(TEXTS, hows), min_size=2, max_size=10))
+    hows = st.sampled_from([0] * 40 + [1, 2, 3, 4, 5])
+    events: list[tuple[str, int]] = draw(st.lists(st.tuples(TEXTS, hows), min_size=4, max_size=10))
     others = st.sampled_from([b"\n", b": ping\n\n", b"event: x\n", b"\xef\xbb\xbf", b"data: [DO"])
     reads: list[bytes] = []
     for text, how in events:
         data = shape(text, how)
-        cut = draw(st.one_of(st.none(), st.none(), st.integers(0, len(data))))
+        cut = draw(st.one_of(st.none(), st.none(), st.none(), st.integers(0, len(data))))
         is_joined = draw(st.booleans())
         if cut is not None:
             reads += [data[:cut], data[cut:]]
@@ -271,6 +276,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     return [data for data in reads if data]
 
 
+@settings(max_examples=300)
 @given(streams())
 @example([frame(PLAIN), frame(PLAIN)[:-1], b"\n" + frame(PLAIN), frame(PLAIN)])
 @example([frame(PLAIN), frame(payload("\\ud83d")), frame(payload("\\ude00"))])
@@ -304,6 +310,4 @@ def test_a_server_whose_chunks_are_never_alike_is_soon_given_up() -> None:
         )
         watch.see(raw)
         watch.learn(raw)
-    seventh = b'data: {"id":"7","choices":[{"index":0,"delta":{"content":"b"}}]}\n\n'
-    assert watch.skeleton is not None
-    assert watch.skeleton.read(seventh) == ("b", 1)
+    assert watch.skeleton is None
