@@ -159,6 +159,7 @@ class Daemon:
         return Server(
             self._gateway.handle,
             refuse=self._gateway.refuse,
+            hot=self._gateway.hot_routes(),
             header_s=settings.header_s,
             stall_s=settings.stall_s,
             idle_connection_s=settings.idle_connection_s,

@@ -74,6 +74,7 @@ async def open_house(config_text: str, **environ: str) -> AsyncIterator[House]:
     server = Server(
         gateway.handle,
         refuse=gateway.refuse,
+        hot=gateway.hot_routes(),
         header_s=config.server.header_s,
         stall_s=config.server.stall_s,
         idle_connection_s=config.server.idle_connection_s,

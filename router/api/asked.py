@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -58,7 +59,9 @@ class Query:
     """The query of a request: each value text, each name known, or BadRequest."""
 
     def __init__(self, exchange: Exchange, known: Iterable[str]) -> None:
-        query = exchange.request.rel_url.query
+        asked = exchange.request.target.partition("?")[2].partition("#")[0]
+        # Of a name that stands twice, the first counts.
+        query = dict(reversed(parse_qsl(asked, keep_blank_values=True)))
         known = list(known)
         for name in query:
             if name not in known:

@@ -7,10 +7,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import web
-
-from router.api.limits import rate_headers
-from router.api.reply import SERVER_NAME
+from router.api.answer import lines
+from router.api.limits import rate_lines
+from router.api.request import Request
 from router.api.service import Service, Shared
 from router.core import jsontext
 from router.core.cache_key import read_control
@@ -47,7 +46,7 @@ class Exchange:
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        request: Request,
         route: str,
         request_id: str,
         service: Service,
@@ -62,24 +61,25 @@ class Exchange:
         self._body = b""
         self.body_bytes = 0
         self._clock: Callable[[], float] = shared.clock
-        self._arrived = self._clock()
-        self._cors = service.guard.cors(request.headers.get("Origin"))
+        self._arrived = self._clock() - request.waited_s
+        self.origin = request.header("origin")
+        self._cors = lines(service.guard.cors(self.origin)) if self.origin is not None else ""
         self.record = Record(request_id, route)
-        client_id = request.headers.get("X-Client-Request-Id", "")[:_CLIENT_ID_CHARS_MAX]
-        # aiohttp lets any byte through, and the log and the metrics are for people.
-        self.record.client_request_id = "".join(c if " " <= c <= "~" else "?" for c in client_id)
+        client_id = request.header("x-client-request-id")
+        if client_id is not None:
+            self.record.client_request_id = _printable(client_id[:_CLIENT_ID_CHARS_MAX])
 
     async def authenticate(self) -> Key:
         """The caller's key, which is `key` from now on. Raises Unauthenticated."""
         guard = self.service.guard
-        self.key = await guard.authenticate(self.request.headers.get("Authorization"))
+        self.key = await guard.authenticate(self.request.header("authorization"))
         self.record.key = self.key.name
         return self.key
 
     def wishes(self) -> Wishes:
         """What the headers ask for beside the body."""
-        headers = self.request.headers
-        control, name = headers.get("Cache-Control"), headers.get("Idempotency-Key")
+        header = self.request.header
+        control, name = header("cache-control"), header("idempotency-key")
         if control is None and name is None:
             return _NO_WISHES
         again = None
@@ -96,23 +96,21 @@ class Exchange:
     def elapsed_s(self) -> float:
         return self._clock() - self._arrived
 
-    def headers(self) -> dict[str, str]:
-        """The headers of every answer to this request."""
-        headers = {
-            "x-request-id": self.id,
-            "openai-processing-ms": str(int(self.elapsed_s() * 1000)),
-            "x-rungway-cache": self.record.cache,
-            "Server": SERVER_NAME,
-            **self._cors,
-        }
+    def lines(self) -> str:
+        """The head's lines that every answer to this request has."""
         record = self.record
+        found = (
+            f"x-request-id: {self.id}\r\n"
+            f"openai-processing-ms: {int(self.elapsed_s() * 1000)}\r\n"
+            f"x-rungway-cache: {record.cache}\r\n{self._cors}"
+        )
         if record.inputs:
-            headers["x-rungway-cached-inputs"] = f"{record.cached_inputs}/{record.inputs}"
+            found += f"x-rungway-cached-inputs: {record.cached_inputs}/{record.inputs}\r\n"
         limits = self.key.limits
         if limits.requests_per_minute is not None or limits.tokens_per_minute is not None:
             ledger = self.shared.ledger
-            headers.update(rate_headers(ledger.purse(self.key), ledger.now_s()))
-        return headers
+            found += rate_lines(ledger.purse(self.key), ledger.now_s())
+        return found
 
     async def read_json(self, *, may_be_empty: bool = False) -> Any:
         """The body as JSON, within the limits of size and time; {} of an empty one that may be so.
@@ -131,37 +129,31 @@ class Exchange:
             ) from error
 
     async def _read_body(self) -> bytes:
-        limits = self.service.limits
-        content = self.request.content
-        length = self.request.content_length
-        if length is not None and length > limits.body_bytes_max:
+        limits, request = self.service.limits, self.request
+        if (request.body_bytes or 0) > limits.body_bytes_max:
             raise self._too_large()
-        if content.is_eof() and length:
-            # The usual case: the whole body came with the head.
-            body: bytes = content.read_nowait()
-            if content.at_eof():
-                return body
-        else:
-            body = b""
-        parts, size = [body], len(body)
-        if self.request.headers.get("Expect", "").lower() == "100-continue":
-            # aiohttp answers this only in its Application; without it curl waits a second.
-            await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = request.take_body()
+        if body is not None:
+            return body
+        parts, size = [], 0
         try:
-            async with asyncio.timeout(limits.body_s):
-                while chunk := await content.readany():
-                    size += len(chunk)
+            async with asyncio.timeout(limits.body_s - request.waited_s):
+                while part := await request.read():
+                    size += len(part)
                     if size > limits.body_bytes_max:
                         raise self._too_large()
-                    parts.append(chunk)
+                    parts.append(part)
         except TimeoutError as error:
             raise SlowRequest(
                 f"the request body did not arrive within {limits.body_s:g} s"
             ) from error
-        except web.RequestPayloadError as error:
-            raise BadRequest(f"the request body cannot be read: {error}") from error
         return b"".join(parts)
 
     def _too_large(self) -> TooLarge:
         mib = self.service.limits.body_bytes_max / (1 << 20)
         return TooLarge(f"the request body is larger than {mib:g} MiB (server.max_body_mib)")
+
+
+def _printable(text: str) -> str:
+    # The servers let any byte through, and the log and the metrics are for people.
+    return "".join(c if " " <= c <= "~" else "?" for c in text)

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
-
 from router.api import hooks, keys, openai, ops, usage
+from router.api.answer import send
 from router.api.exchange import Exchange, RequestIds
-from router.api.reply import SERVER_NAME, error_reply, json_reply
+from router.api.reply import Reply, error_reply, json_reply
+from router.api.request import Request
 from router.api.routes import Caller, Handler, Route, Routes
 from router.api.service import Service, Shared
 from router.api.sink import header_text
@@ -47,8 +47,8 @@ class Gateway:
                     "GET": Route(_sync(ops.front), Caller.ANYBODY),
                     "POST": Route(openai.hugging_face_inputs),
                 },
-                "/chat/completions": {"POST": Route(openai.chat_completions)},
-                "/embeddings": {"POST": Route(openai.create_embeddings)},
+                "/chat/completions": {"POST": Route(openai.chat_completions, is_hot=True)},
+                "/embeddings": {"POST": Route(openai.create_embeddings, is_hot=True)},
                 "/hooks/hub": {"POST": Route(hooks.hub, Caller.ANYBODY)},
                 "/models": {"GET": Route(openai.list_models)},
                 "/models/*": {"GET": Route(openai.get_model)},
@@ -77,62 +77,67 @@ class Gateway:
             }
         )
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request. Only an unforeseen failure escapes as anything but an answer."""
-        path = _plain_path(request)
+    async def handle(self, request: Request) -> None:
+        """Answer one request. Raises ConnectionError where its client has left."""
+        path = _plain_path(request.target)
         exchange = Exchange(request, path or "/", self._ids.next(), self.service, self.shared)
-        record = exchange.record
+        reply = await self._serve(exchange, path)
+        if reply is not None:
+            await send(request, reply, exchange.lines())
+
+    async def _serve(self, exchange: Exchange, path: str) -> Reply | None:
+        """The answer, where it is not written yet. Raises ConnectionError."""
+        request, record = exchange.request, exchange.record
         try:
             return await self._answer(exchange, path)
         except RouterError as error:
             record.status = error.status
             record.error = record.error or error.code or error.kind
-            reply = error_reply(error, {**exchange.headers(), **_attempts(record)})
             if record.error in ("request_too_large", "request_timeout"):
                 # What is left of the body is not worth reading.
-                reply.force_close()
-            return reply
-        except ConnectionError:
-            record.error = record.error or "client_left"
-            raise
-        except asyncio.CancelledError:
+                request.part()
+            return error_reply(error, _attempts(record))
+        except (ConnectionError, asyncio.CancelledError):
             record.error = record.error or "client_left"
             raise
         except Exception:
             # The last edge: what fails here must not take the connection's other requests along.
             _log.exception("%s failed in a way nobody foresaw", exchange.id)
             record.status, record.error = 500, "internal_error"
-            if request.writer.output_size > 0:
+            if request.is_begun:
                 # An answer has begun; a second one inside it would be a lie.
-                if request.transport is not None:
-                    request.transport.abort()
+                request.abort()
                 raise ConnectionError("the answer has begun and cannot become an error") from None
             fault = InternalFault(f"Rungway failed; its log has the trace of {exchange.id}")
-            return error_reply(fault, exchange.headers())
+            return error_reply(fault)
         finally:
             if record.task or record.error:
                 record.total_s = exchange.elapsed_s()
                 if not record.goes_on:
                     self.shared.observer.record(record)
 
-    def refuse(self, error: RouterError) -> web.Response:
+    def hot_routes(self) -> list[tuple[str, str]]:
+        """The method and target of each request that is worth a server of its own."""
+        return self._routes.hot()
+
+    def refuse(self, error: RouterError) -> Reply:
         """The answer to bytes that are no request, with an id and a line of its own."""
         record = Record(self._ids.next(), "(unreadable)")
         record.status, record.error = error.status, error.code or error.kind
         self.shared.observer.record(record)
-        return error_reply(error, {"x-request-id": record.call_id, "Server": SERVER_NAME})
+        return error_reply(error, {"x-request-id": record.call_id})
 
-    async def _answer(self, exchange: Exchange, path: str) -> web.StreamResponse:
+    async def _answer(self, exchange: Exchange, path: str) -> Reply | None:
         request, guard = exchange.request, self.service.guard
-        origin = request.headers.get("Origin")
-        method = "GET" if request.method == "HEAD" else request.method
-        if method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            guard.check_browser(request.headers.get("Host"), None)
-            wanted = request.headers.get("Access-Control-Request-Headers")
-            allowed = guard.preflight(origin, wanted)
-            return web.Response(status=204, headers={**exchange.headers(), **allowed})
-        guard.check_browser(request.headers.get("Host"), origin)
-        route, exchange.argument = self._find(method, path, request.raw_path.partition("?")[0])
+        method, host = request.method, request.header("host")
+        if method == "OPTIONS" and request.header("access-control-request-method") is not None:
+            guard.check_browser(host, None)
+            wanted = request.header("access-control-request-headers")
+            allowed = guard.preflight(exchange.origin, wanted)
+            return Reply(204, None, headers=allowed)
+        guard.check_browser(host, exchange.origin)
+        method = "GET" if method == "HEAD" else method
+        route, exchange.argument = self._find(method, path, request.target)
         caller = route.caller
         if caller is Caller.OPERATOR:
             needs_key = self.service.ops_need_key and not _is_from_here(request)
@@ -146,35 +151,33 @@ class Gateway:
         return await route.handler(exchange)
 
     def _find(self, method: str, path: str, asked: str) -> tuple[Route, str]:
-        """`asked` is the path as the client wrote it, for what it is told."""
-        shown = asked if len(asked) <= _SHOWN_CHARS_MAX else asked[:_SHOWN_CHARS_MAX] + "…"
+        """`asked` is what the client asked for, as it wrote it, for what it is told."""
         found = self._routes.find(path)
         if found is None:
-            raise UnknownUrl(f"there is no {shown} here; docs/api.md lists the routes")
+            raise UnknownUrl(f"there is no {_shown(asked)} here; docs/api.md lists the routes")
         methods, argument = found
         route = methods.get(method)
         if route is None:
             allow = ", ".join(sorted(methods))
-            raise MethodNotAllowed(f"{shown} takes {allow}, not {method}", allow=allow)
+            raise MethodNotAllowed(f"{_shown(asked)} takes {allow}, not {method}", allow=allow)
         return route, argument
 
-    async def _reload_now(self, exchange: Exchange) -> web.StreamResponse:
+    async def _reload_now(self, exchange: Exchange) -> Reply:
         refused = await self._reload()
         if refused is not None:
             raise BadRequest(refused, code="configuration_refused")
-        return json_reply({"reloaded": True}, headers=exchange.headers())
+        return json_reply({"reloaded": True})
 
 
-def _is_from_here(request: web.BaseRequest) -> bool:
+def _is_from_here(request: Request) -> bool:
     """Whether the caller is on this machine: a container's own health check is."""
-    transport = request.transport
-    peer = transport.get_extra_info("peername") if transport is not None else None
+    peer = request.peer
     return isinstance(peer, tuple) and is_loopback(str(peer[0]))
 
 
-def _plain_path(request: web.BaseRequest) -> str:
+def _plain_path(target: str) -> str:
     """The path as the routes are named: still encoded, without `/v1` and the trailing slash."""
-    path = request.raw_path
+    path = target
     if path.startswith(("http://", "https://")):
         # The absolute form that clients use towards a proxy.
         path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
@@ -182,6 +185,11 @@ def _plain_path(request: web.BaseRequest) -> str:
     if path == "/v1" or path.startswith("/v1/"):
         path = path[3:]
     return path
+
+
+def _shown(target: str) -> str:
+    path = target.partition("?")[0]
+    return path if len(path) <= _SHOWN_CHARS_MAX else path[:_SHOWN_CHARS_MAX] + "…"
 
 
 def _attempts(record: Record) -> dict[str, str]:
@@ -192,8 +200,8 @@ def _attempts(record: Record) -> dict[str, str]:
     return {"x-rungway-attempts": str(len(record.attempts)), "x-rungway-rung": last}
 
 
-def _sync(handler: Callable[[Exchange], web.StreamResponse]) -> Handler:
-    async def call(exchange: Exchange) -> web.StreamResponse:
+def _sync(handler: Callable[[Exchange], Reply]) -> Handler:
+    async def call(exchange: Exchange) -> Reply:
         return handler(exchange)
 
     return call

@@ -86,7 +86,7 @@ class Guard:
         }
 
     def preflight(self, origin: str | None, wanted: str | None) -> dict[str, str]:
-        """The answer to OPTIONS. Raises Forbidden for an Origin that is not listed."""
+        """What answers OPTIONS beside `cors`. Raises Forbidden for an Origin that is not listed."""
         if origin is None or origin not in self.origins:
             raise Forbidden(
                 "this Origin may not call; list it in server.cors_origins",
@@ -95,7 +95,6 @@ class Guard:
         wanted = (wanted or "").lower()
         reflected = wanted if wanted and set(wanted) <= _HEADER_NAME else _ALLOWED_HEADERS
         return {
-            **self.cors(origin),
             "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
             "Access-Control-Allow-Headers": reflected,
             "Access-Control-Max-Age": _PREFLIGHT_AGE_S,

@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import secrets
 
-from aiohttp import web
-
 from router.api.exchange import Exchange
-from router.api.reply import json_reply
+from router.api.reply import Reply, json_reply
 from router.core import hub_event
 from router.errors import BadRequest, Forbidden, UnknownUrl
 
@@ -22,14 +20,14 @@ _log = logging.getLogger("rungway")
 _ONE_MODEL = frozenset({"tgi", "tei"})
 
 
-async def hub(exchange: Exchange) -> web.StreamResponse:
+async def hub(exchange: Exchange) -> Reply:
     """Drop what the rungs of the changed model have in the cache; answers with their names."""
     expected = exchange.service.hub_secret
     if expected is None:
         raise UnknownUrl(
             "this daemon expects no webhooks: set hub_webhook_secret in [server] to take them"
         )
-    given = exchange.request.headers.get("X-Webhook-Secret", "")
+    given = exchange.request.header("x-webhook-secret") or ""
     if not secrets.compare_digest(_bytes(given), _bytes(expected)):
         raise Forbidden(
             "X-Webhook-Secret is not the secret of hub_webhook_secret in [server]",
@@ -43,7 +41,7 @@ async def hub(exchange: Exchange) -> web.StreamResponse:
     exchange.shared.reuse.cache.drop(*dropped)
     if dropped:
         _log.info("%s changed on the Hub: dropped what %s answered", models[0], ", ".join(dropped))
-    return json_reply({"dropped": dropped}, headers=exchange.headers())
+    return json_reply({"dropped": dropped})
 
 
 def _rungs(exchange: Exchange) -> list[str]:

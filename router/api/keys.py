@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from aiohttp import web
 from msgspec import Meta
 
 from router.api.asked import Query, check, new_report, read_struct
 from router.api.exchange import Exchange
-from router.api.reply import json_reply
+from router.api.reply import Reply, json_reply
 from router.config import schema
 from router.config.checks import check_key_ladders
 from router.errors import BadRequest, Forbidden
@@ -46,7 +45,7 @@ class NewSession(schema.Section, frozen=True, kw_only=True):
     usd: Annotated[float, Meta(gt=0, le=1e9)] | None = None
 
 
-async def create_key(exchange: Exchange) -> web.StreamResponse:
+async def create_key(exchange: Exchange) -> Reply:
     """POST /router/v1/keys."""
     body = await exchange.read_json()
     report = new_report()
@@ -55,46 +54,46 @@ async def create_key(exchange: Exchange) -> web.StreamResponse:
     check(report)
     settings = msgspec.to_builtins(wanted)
     shown, secret = await exchange.shared.issuer.create(settings.pop("name"), settings)
-    return _reply(exchange, {**_shown(shown), "key": secret})
+    return _reply({**_shown(shown), "key": secret})
 
 
-async def list_keys(exchange: Exchange) -> web.StreamResponse:
+async def list_keys(exchange: Exchange) -> Reply:
     """GET /router/v1/keys?after=NAME&limit=N: by name, revoked ones too."""
     query = Query(exchange, ("after", "limit"))
     limit = query.number("limit", _PAGE, 1, _PAGE_MAX)
     page, has_more = await exchange.shared.issuer.page(query.text("after"), limit)
-    return _list(exchange, [_shown(one) for one in page], has_more)
+    return _list([_shown(one) for one in page], has_more)
 
 
-async def show_key(exchange: Exchange) -> web.StreamResponse:
+async def show_key(exchange: Exchange) -> Reply:
     """GET /router/v1/keys/NAME."""
-    return _reply(exchange, _shown(await exchange.shared.issuer.show(exchange.argument)))
+    return _reply(_shown(await exchange.shared.issuer.show(exchange.argument)))
 
 
-async def revoke_key(exchange: Exchange) -> web.StreamResponse:
+async def revoke_key(exchange: Exchange) -> Reply:
     """DELETE /router/v1/keys/NAME."""
-    return _reply(exchange, _shown(await exchange.shared.issuer.revoke(exchange.argument)))
+    return _reply(_shown(await exchange.shared.issuer.revoke(exchange.argument)))
 
 
-async def rotate_key(exchange: Exchange) -> web.StreamResponse:
+async def rotate_key(exchange: Exchange) -> Reply:
     """POST /router/v1/keys/NAME/rotate."""
     wanted = read_struct(Rotation, await exchange.read_json(may_be_empty=True))
     issuer = exchange.shared.issuer
     shown, secret = await issuer.rotate(exchange.argument, wanted.overlap_s)
-    return _reply(exchange, {**_shown(shown), "key": secret})
+    return _reply({**_shown(shown), "key": secret})
 
 
-async def create_session(exchange: Exchange) -> web.StreamResponse:
+async def create_session(exchange: Exchange) -> Reply:
     """POST /router/v1/sessions."""
     if exchange.service.guard.open_key is not None:
         raise BadRequest('this daemon asks for no key (auth = "open"), so it has no sessions')
     wanted = read_struct(NewSession, await exchange.read_json(may_be_empty=True))
     issuer = exchange.shared.issuer
     record, secret = await issuer.mint(exchange.key, wanted.ttl_s, wanted.usd)
-    return _reply(exchange, {**_shown_session(record), "key": secret})
+    return _reply({**_shown_session(record), "key": secret})
 
 
-async def list_sessions(exchange: Exchange) -> web.StreamResponse:
+async def list_sessions(exchange: Exchange) -> Reply:
     """GET /router/v1/sessions: the caller's own; of an admin's ?key=NAME, that key's."""
     key, query = exchange.key, Query(exchange, ("after", "limit", "key"))
     name = query.text("key", key.name)
@@ -102,13 +101,13 @@ async def list_sessions(exchange: Exchange) -> web.StreamResponse:
         raise Forbidden("only a key itself, or one with admin = true, may list its sessions")
     limit = query.number("limit", _PAGE, 1, _PAGE_MAX)
     page, has_more = await exchange.shared.issuer.sessions(name, query.text("after"), limit)
-    return _list(exchange, [_shown_session(one) for one in page], has_more)
+    return _list([_shown_session(one) for one in page], has_more)
 
 
-async def end_session(exchange: Exchange) -> web.StreamResponse:
+async def end_session(exchange: Exchange) -> Reply:
     """DELETE /router/v1/sessions/ID."""
     ended = await exchange.shared.issuer.end_session(exchange.key, exchange.argument)
-    return _reply(exchange, _shown_session(ended))
+    return _reply(_shown_session(ended))
 
 
 def _shown(shown: Shown) -> Json:
@@ -169,11 +168,10 @@ def _second(at: float | None) -> int | None:
     return None if at is None else int(at)
 
 
-def _reply(exchange: Exchange, value: Json) -> web.StreamResponse:
+def _reply(value: Json) -> Reply:
     # Some of these hold a secret, and no cache on the way needs any of them.
-    headers = {**exchange.headers(), "Cache-Control": "no-store"}
-    return json_reply(value, headers=headers)
+    return json_reply(value, headers={"Cache-Control": "no-store"})
 
 
-def _list(exchange: Exchange, data: list[Json], has_more: bool) -> web.StreamResponse:
-    return _reply(exchange, {"object": "list", "data": data, "has_more": has_more})
+def _list(data: list[Json], has_more: bool) -> Reply:
+    return _reply({"object": "list", "data": data, "has_more": has_more})

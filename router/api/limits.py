@@ -10,24 +10,26 @@ from router.core.leases import Lease
 from router.flow.purse import Purse
 
 
-def rate_headers(purse: Purse, now_s: float) -> dict[str, str]:
+def rate_lines(purse: Purse, now_s: float) -> str:
     """Of the minute's limits of requests and tokens, where the key has any."""
-    headers: dict[str, str] = {}
+    lines = ""
     if purse.requests is not None:
-        _describe(headers, "requests", purse.requests, now_s)
+        lines = _described("requests", purse.requests, now_s)
     for lease in purse.tokens:
         if lease.account.meter is Meter.TOKENS_MINUTE:
-            _describe(headers, "tokens", lease, now_s)
-    return headers
+            lines += _described("tokens", lease, now_s)
+    return lines
 
 
-def _describe(headers: dict[str, str], what: str, lease: Lease, now_s: float) -> None:
+def _described(what: str, lease: Lease, now_s: float) -> str:
     # Before the store has answered, nothing of it is known to be used.
     left = lease.room + lease.free if lease.answered else lease.limit
     end = window_end(lease.account.meter, lease.account.window)
-    headers[f"x-ratelimit-limit-{what}"] = str(lease.limit)
-    headers[f"x-ratelimit-remaining-{what}"] = str(max(0, min(left, lease.limit)))
-    headers[f"x-ratelimit-reset-{what}"] = _duration(max(0.0, (end or now_s) - now_s))
+    return (
+        f"x-ratelimit-limit-{what}: {lease.limit}\r\n"
+        f"x-ratelimit-remaining-{what}: {max(0, min(left, lease.limit))}\r\n"
+        f"x-ratelimit-reset-{what}: {_duration(max(0.0, (end or now_s) - now_s))}\r\n"
+    )
 
 
 def _duration(seconds: float) -> str:

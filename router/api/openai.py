@@ -5,36 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from aiohttp import web
-
 from router.api.calls import chat_call, embed_call
 from router.api.exchange import Exchange
-from router.api.reply import json_reply
+from router.api.reply import Reply, json_reply
 from router.api.sink import HttpSink
 from router.core import embed_request, embeddings
 from router.errors import BadRequest, UnknownModel
 from router.types import Call, Embeddings, Json
 
 
-async def chat_completions(exchange: Exchange) -> web.StreamResponse:
+async def chat_completions(exchange: Exchange) -> None:
     """POST /v1/chat/completions."""
     call = chat_call(exchange.service, exchange.id, exchange.key, await exchange.read_json())
     sink = _sink(exchange)
     if call.stream:
         sink.expect_stream()
-    return await _serve(exchange, call, sink)
+    await _serve(exchange, call, sink)
 
 
-async def create_embeddings(exchange: Exchange) -> web.StreamResponse:
+async def create_embeddings(exchange: Exchange) -> None:
     """POST /v1/embeddings."""
     body = await exchange.read_json()
     wanted = embed_request.read(body)
     call = embed_call(exchange.service, exchange.id, exchange.key, body.get("model"), wanted)
     render = partial(embeddings.write_openai, model=call.ladder.name, base64=wanted.base64)
-    return await _serve(exchange, call, _sink(exchange, render))
+    await _serve(exchange, call, _sink(exchange, render))
 
 
-async def hugging_face_inputs(exchange: Exchange) -> web.StreamResponse:
+async def hugging_face_inputs(exchange: Exchange) -> None:
     """POST / and /v1 with `{"inputs": ...}`, as Hugging Face's clients ask for embeddings.
 
     `{"inputs": {"source_sentence", "sentences"}}` is answered with the cosines of the first text
@@ -55,17 +53,17 @@ async def hugging_face_inputs(exchange: Exchange) -> web.StreamResponse:
         )
     wanted = embed_request.read_inputs(body)
     call = embed_call(exchange.service, exchange.id, exchange.key, body.get("model"), wanted)
-    return await _serve(exchange, call, _sink(exchange, render))
+    await _serve(exchange, call, _sink(exchange, render))
 
 
-async def list_models(exchange: Exchange) -> web.StreamResponse:
+async def list_models(exchange: Exchange) -> Reply:
     """GET /v1/models: the ladders that the key may use, and their aliases."""
     started_at = exchange.service.started_at
     data = [_model(name, started_at) for name in _visible_names(exchange)]
-    return json_reply({"object": "list", "data": data}, headers=exchange.headers())
+    return json_reply({"object": "list", "data": data})
 
 
-async def get_model(exchange: Exchange) -> web.StreamResponse:
+async def get_model(exchange: Exchange) -> Reply:
     """GET /v1/models/{id}; the id may be percent-encoded and may hold slashes."""
     name = exchange.argument
     if exchange.service.names.find(name, exchange.key) is None:
@@ -73,7 +71,7 @@ async def get_model(exchange: Exchange) -> web.StreamResponse:
         raise UnknownModel(
             f"The model {name[:200]!r} does not exist; there are: {known}", param="model"
         )
-    return json_reply(_model(name, exchange.service.started_at), headers=exchange.headers())
+    return json_reply(_model(name, exchange.service.started_at))
 
 
 def _visible_names(exchange: Exchange) -> list[str]:
@@ -97,19 +95,17 @@ def _sentences(inputs: Json) -> list[str]:
 def _sink(exchange: Exchange, render: Callable[[Embeddings], bytes] | None = None) -> HttpSink:
     return HttpSink(
         exchange.request,
-        exchange.headers,
+        exchange.lines,
         keepalive_s=exchange.service.limits.keepalive_s,
         tasks=exchange.shared.tasks,
         render=render,
     )
 
 
-async def _serve(exchange: Exchange, call: Call, sink: HttpSink) -> web.StreamResponse:
+async def _serve(exchange: Exchange, call: Call, sink: HttpSink) -> None:
     try:
         await exchange.service.pipeline.serve(
             call, exchange.body_bytes, sink, exchange.record, exchange.wishes()
         )
     finally:
         sink.close()
-    assert sink.response is not None
-    return sink.response

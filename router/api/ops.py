@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aiohttp import web
-
 from router import __version__
 from router.api import metrics as counted
 from router.api.calls import any_call
 from router.api.exchange import Exchange
-from router.api.reply import json_reply
+from router.api.reply import Reply, json_reply
 from router.api.service import Service, Shared
 from router.core import ladder as ladder_plans
 from router.core import rung_rows
@@ -28,7 +26,7 @@ def require_admin(key: Key) -> None:
         )
 
 
-def front(exchange: Exchange) -> web.StreamResponse:
+def front(exchange: Exchange) -> Reply:
     """GET /: what this is, for a person with a browser or curl."""
     return json_reply(
         {
@@ -36,19 +34,18 @@ def front(exchange: Exchange) -> web.StreamResponse:
             "version": __version__,
             "openai_base": "/v1",
             "see": ["/v1/models", "/health", "/ready", "/metrics"],
-        },
-        headers=exchange.headers(),
+        }
     )
 
 
-async def health(exchange: Exchange) -> web.StreamResponse:
+async def health(exchange: Exchange) -> Reply:
     """GET /health: the process lives; of several workers, how many say so."""
     gathered = await exchange.shared.events.gather("health", {})
     body = {"status": "ok", "version": __version__, **_heard(gathered)}
-    return json_reply(body, headers=exchange.headers())
+    return json_reply(body)
 
 
-def ready(exchange: Exchange) -> web.StreamResponse:
+def ready(exchange: Exchange) -> Reply:
     """GET /ready: there is a ladder, some rung of every one can answer, and nothing is ending."""
     shared = exchange.shared
     ladders = {
@@ -57,25 +54,22 @@ def ready(exchange: Exchange) -> web.StreamResponse:
     }
     is_ready = bool(ladders) and all(ladders.values()) and not shared.is_draining
     body = {"ready": is_ready, "draining": shared.is_draining, "ladders": ladders}
-    return json_reply(body, 200 if is_ready else 503, exchange.headers())
+    return json_reply(body, 200 if is_ready else 503)
 
 
-async def metrics(exchange: Exchange) -> web.StreamResponse:
+async def metrics(exchange: Exchange) -> Reply:
     """GET /metrics: what all workers counted."""
     from router.api.exposition import render  # noqa: PLC0415
 
     gathered = await exchange.shared.events.gather("metrics", {})
-    return web.Response(
-        body=render(counted.of_all(gathered)),
-        headers={**exchange.headers(), "Content-Type": _METRICS_TYPE},
-    )
+    return Reply(200, render(counted.of_all(gathered)), _METRICS_TYPE)
 
 
-async def status(exchange: Exchange) -> web.StreamResponse:
+async def status(exchange: Exchange) -> Reply:
     """GET /router/v1/status: the board as it is now, of all workers."""
     gathered = await exchange.shared.events.gather("status", {})
     body = {"ladders": rung_rows.ladders(gathered.answers), **_heard(gathered)}
-    return json_reply(body, headers=exchange.headers())
+    return json_reply(body)
 
 
 def answer_other_workers(shared: Shared, service: Callable[[], Service]) -> None:
@@ -99,11 +93,11 @@ def answer_other_workers(shared: Shared, service: Callable[[], Service]) -> None
     shared.events.on("board", shared.board.hear)
 
 
-async def explain(exchange: Exchange) -> web.StreamResponse:
+async def explain(exchange: Exchange) -> Reply:
     """POST /router/v1/explain: which rungs this request would try now, and why not the others."""
     call = any_call(exchange.service, exchange.id, exchange.key, await exchange.read_json())
     steps = exchange.service.pipeline.plan(call)
-    return json_reply(ladder_plans.explain(call.ladder.name, steps), headers=exchange.headers())
+    return json_reply(ladder_plans.explain(call.ladder.name, steps))
 
 
 def _heard(gathered: Gathered) -> Json:

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from aiohttp import web
 
 from router.core import sse
 from router.errors import MethodNotAllowed, RouterError
 from router.types import Json
 
 JSON_TYPE = "application/json"
-# In place of aiohttp's own, which tells versions.
+# It tells no versions.
 SERVER_NAME = "rungway"
 
 
-def json_reply(
-    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    return web.Response(
-        body=orjson.dumps(value), status=status, headers=headers, content_type=JSON_TYPE
-    )
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer, for whichever server writes it. `body` None: its status has none.
+
+    `headers` are its own, beside those of every answer.
+    """
+
+    status: int
+    body: bytes | None
+    content_type: str = JSON_TYPE
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status, orjson.dumps(value), headers=headers or {})
 
 
 def envelope(error: RouterError) -> Json:
@@ -55,7 +64,7 @@ def error_headers(error: RouterError) -> dict[str, str]:
     return headers
 
 
-def error_reply(error: RouterError, headers: Mapping[str, str] | None = None) -> web.Response:
+def error_reply(error: RouterError, headers: Mapping[str, str] | None = None) -> Reply:
     return json_reply(envelope(error), error.status, {**error_headers(error), **(headers or {})})
 
 

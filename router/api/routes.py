@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from aiohttp import web
-
 from router.api.exchange import Exchange
+from router.api.reply import Reply
 
-Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
+# The answer, or None where the handler has written it.
+Handler = Callable[[Exchange], Awaitable[Reply | None]]
 
 
 class Caller(enum.Enum):
@@ -28,8 +28,11 @@ class Caller(enum.Enum):
 
 
 class Route(NamedTuple):
+    """`is_hot`: so many requests come here that a server's cost is felt (`api/front.py`)."""
+
     handler: Handler
     caller: Caller = Caller.KEY
+    is_hot: bool = False
 
 
 Methods = Mapping[str, Route]
@@ -46,6 +49,17 @@ class Routes:
             head, star, tail = path.partition("*")
             if star:
                 self._open.append((head, tail, table[path]))
+
+    def hot(self) -> list[tuple[str, str]]:
+        """The method and the path of each hot route, in all ways to write it."""
+        return [
+            (method, prefix + path + slash)
+            for path, methods in self._exact.items()
+            for method, route in methods.items()
+            if route.is_hot
+            for prefix in ("", "/v1")
+            for slash in ("", "/")
+        ]
 
     def find(self, path: str) -> tuple[Methods, str] | None:
         """The methods of a path, and what stands in the place of its `*`, decoded."""

@@ -1,4 +1,5 @@
-"""aiohttp's server with our errors and our time limits at the edge.
+"""Where clients connect: to the front, and behind it to aiohttp's server, which takes all that the
+front does not, with our errors and our time limits at its edge.
 
 Below `web.Application`, whose routing and middlewares cost more than a whole call may. What
 aiohttp answers by itself (a malformed request line, too large a header) is put into the OpenAI
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
+from router.api.front import Front, Fronts
+from router.api.reply import SERVER_NAME, Reply
+from router.api.request import Request
 from router.errors import BadRequest, InternalFault, RouterError
 
 _log = logging.getLogger("rungway")
@@ -22,11 +26,11 @@ _LINE_BYTES_MAX = 16 << 10
 _REASON_CHARS_MAX = 300
 
 # Makes and records the answer to what could not be read as a request.
-Refuse = Callable[[RouterError], web.Response]
+Refuse = Callable[[RouterError], Reply]
 
 
 class Connection(RequestHandler):
-    """One client connection."""
+    """One client connection that the front has handed over."""
 
     __slots__ = ("_header_s", "_refuse", "_stall_s", "_stall_timer", "when_left")
 
@@ -45,7 +49,7 @@ class Connection(RequestHandler):
         manager = self._manager
         assert isinstance(manager, Server)
         super().connection_made(transport)
-        if len(manager.connections) > manager.connections_max:
+        if manager.is_crowded():
             self.force_close()
             return
         # aiohttp already closes a connection that is idle at this time; it only waits too long.
@@ -108,8 +112,12 @@ class Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun and cannot become an error")
         reply = self._refuse(error)
-        reply.force_close()
-        return reply
+        headers = {**reply.headers, "Server": SERVER_NAME}
+        answer = web.Response(
+            status=reply.status, body=reply.body, content_type=reply.content_type, headers=headers
+        )
+        answer.force_close()
+        return answer
 
     def _stalled(self) -> None:
         """The client has read nothing for so long that what waits for it is given up."""
@@ -123,22 +131,151 @@ class Connection(RequestHandler):
             self._stall_timer = None
 
 
+class AioRequest:
+    """A request that aiohttp has read."""
+
+    __slots__ = ("_is_continued", "_is_kept", "_request", "is_begun")
+    waited_s = 0.0
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._is_kept = bool(request.keep_alive)
+        self._is_continued = False
+        self.is_begun = False
+
+    @property
+    def method(self) -> str:
+        return self._request.method
+
+    @property
+    def target(self) -> str:
+        return self._request.raw_path
+
+    @property
+    def is_http_1_1(self) -> bool:
+        return self._request.version >= HttpVersion11
+
+    @property
+    def peer(self) -> object:
+        transport = self._request.transport
+        return None if transport is None else transport.get_extra_info("peername")
+
+    def header(self, name: str) -> str | None:
+        return self._request.headers.get(name)
+
+    @property
+    def body_bytes(self) -> int | None:
+        return self._request.content_length
+
+    def take_body(self) -> bytes | None:
+        return None
+
+    async def read(self) -> bytes:
+        if not self._is_continued:
+            self._is_continued = True
+            if (self.header("expect") or "").lower() == "100-continue":
+                # aiohttp answers this only in its Application; without it curl waits a second.
+                await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            return await self._request.content.readany()
+        except web.RequestPayloadError as error:
+            raise BadRequest(f"the request body cannot be read: {error}") from error
+
+    @property
+    def is_kept(self) -> bool:
+        return self._is_kept
+
+    @property
+    def is_full(self) -> bool:
+        return self._request.protocol.writing_paused
+
+    def part(self) -> None:
+        self._is_kept = False
+
+    def write(self, data: bytes) -> None:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        self.is_begun = True
+        # What tells aiohttp that an answer has begun.
+        self._request.writer.output_size += len(data)
+        transport.write(data)
+
+    def write_now(self, data: bytes) -> bool:
+        transport = self._request.transport
+        if transport is None or transport.is_closing() or self.is_full:
+            return False
+        transport.write(data)
+        return True
+
+    async def drain(self) -> None:
+        await self._request.writer.drain()
+
+    def close(self) -> None:
+        if (transport := self._request.transport) is not None:
+            transport.close()
+
+    def abort(self) -> None:
+        if (transport := self._request.transport) is not None:
+            transport.abort()
+
+    def when_left(self, act: Callable[[], None] | None) -> None:
+        connection = self._request.protocol
+        assert isinstance(connection, Connection)
+        connection.when_left = act
+
+
+class Written(web.StreamResponse):
+    """What aiohttp is handed when all is written: it finds nothing left to do.
+
+    Its own responses cost as much as all the rest of the server.
+    """
+
+    # The parent's constructor is not called: nothing that it makes is used.
+    def __init__(self, *, is_kept: bool) -> None:
+        self._is_kept = is_kept
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._is_kept
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to be written."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to be written."""
+
+
 class Server(web.Server):
-    """Makes our connections. `connections_max` more are closed as soon as they are made."""
+    """Makes the connections of clients. `connections_max` more are closed as soon as they are made.
+
+    `hot` are the methods and targets for the front.
+    """
 
     def __init__(
         self,
-        handler: Any,
+        handle: Callable[[Request], Awaitable[None]],
         *,
         refuse: Refuse,
+        hot: list[tuple[str, str]],
         header_s: float,
         stall_s: float,
         idle_connection_s: float,
         connections_max: int,
     ) -> None:
         # Who leaves is the connection's matter: a call may be one that goes on.
-        super().__init__(handler, handler_cancellation=False)
-        self.connections_max = connections_max
+        super().__init__(self._serve, handler_cancellation=False)
+        self._handle = handle
+        self._connections_max = connections_max
+        self._fronts = Fronts(
+            handle,
+            self._take_over,
+            self.is_crowded,
+            hot,
+            header_s=header_s,
+            stall_s=stall_s,
+            idle_s=idle_connection_s,
+        )
         self._settings: dict[str, Any] = {
             "refuse": refuse,
             "header_s": header_s,
@@ -150,5 +287,38 @@ class Server(web.Server):
             "lingering_time": 2.0,
         }
 
-    def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._settings)
+    @property
+    def connections(self) -> list[Any]:
+        """The front's, and aiohttp's."""
+        return [*self._fronts.open, *self._connections]
+
+    def is_crowded(self) -> bool:
+        return len(self._fronts.open) + len(self._connections) > self._connections_max
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        # Its task may go on for others, and is theirs.
+        self._connections.pop(handler, None)
+
+    def pre_shutdown(self) -> None:
+        self._fronts.pre_shutdown()
+        super().pre_shutdown()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        await asyncio.gather(self._fronts.shutdown(timeout), super().shutdown(timeout))
+
+    def __call__(self) -> Any:
+        return Front(self._fronts)
+
+    def _take_over(self, transport: asyncio.Transport, data: bytes) -> None:
+        connection = Connection(self, loop=self._loop, **self._settings)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(data)
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        asked = AioRequest(request)
+        try:
+            await self._handle(asked)
+        finally:
+            asked.when_left(None)
+        return Written(is_kept=asked.is_kept)

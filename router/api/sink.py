@@ -8,14 +8,12 @@ answered, and then the headers cannot name one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from urllib.parse import quote
 
-from aiohttp import web
-
-from router.api.direct import DirectAnswer
-from router.api.reply import JSON_TYPE, error_frame
-from router.api.server import Connection
+from router.api.answer import Stream, lines, send_whole
+from router.api.reply import error_frame
+from router.api.request import Request
 from router.core.accounts import shown_usd
 from router.core.sse import DONE_FRAME, comment
 from router.errors import RouterError
@@ -23,11 +21,13 @@ from router.flow.sink import Provenance
 from router.flow.tasks import Tasks
 from router.types import Answer, Embeddings
 
-_STREAM_HEADERS = {
-    "Content-Type": "text/event-stream",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+_STREAM_LINES = lines(
+    {
+        "Content-Type": "text/event-stream",
+        "Cache-Control": "no-cache",
+        "X-Accel-Buffering": "no",
+    }
+)
 _KEEP_ALIVE = comment("keep-alive")
 # How long a backend's comment may wait for the answer that would go before it.
 _COMMENT_HOLD_S = 2.0
@@ -36,26 +36,27 @@ _LINGER_S = 5.0
 
 
 class HttpSink:
-    """The answer to one HTTP request; `response` is what the handler returns in the end.
+    """The answer to one HTTP request.
 
-    `headers` go on every answer. `render` writes embeddings in the form that the route owes.
+    `head` gives the lines that go on every answer. `render` writes embeddings in the form that the
+    route owes.
     """
 
     def __init__(
         self,
-        request: web.BaseRequest,
-        headers: Callable[[], Mapping[str, str]],
+        request: Request,
+        head: Callable[[], str],
         *,
         keepalive_s: float,
         tasks: Tasks,
         render: Callable[[Embeddings], bytes] | None = None,
     ) -> None:
         self._request = request
-        self._headers = headers
+        self._head = head
         self._keepalive_s = keepalive_s
         self._tasks = tasks
         self._render = render
-        self._stream: DirectAnswer | None = None
+        self._stream: Stream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
         self._words = _KEEP_ALIVE
@@ -64,7 +65,6 @@ class HttpSink:
         self._loop = asyncio.get_running_loop()
         self.is_committed = False
         self.is_started = False
-        self.response: web.StreamResponse | None = None
 
     async def send_answer(self, answer: Answer, provenance: Provenance) -> None:
         await self._whole(answer.body, provenance)
@@ -121,23 +121,19 @@ class HttpSink:
         """One error event, flushed; then the connection closes without the last chunk."""
         assert self._stream is not None
         self._rest()
-        transport = self._request.transport
-        self._stream.force_close()
-        if transport is None:
-            return
+        request = self._request
+        request.part()
         if self._is_ended:
             # The last chunk is on its way to a client that does not take it.
-            transport.abort()
+            request.abort()
             return
         self._is_ended = True
         await self._stream.write(error_frame(error))
-        transport.close()
-        self._loop.call_later(_LINGER_S, transport.abort)
+        request.close()
+        self._loop.call_later(_LINGER_S, request.abort)
 
     def when_left(self, act: Callable[[], None] | None) -> None:
-        connection = self._request.protocol
-        assert isinstance(connection, Connection)
-        connection.when_left = act
+        self._request.when_left(act)
 
     def close(self) -> None:
         """The call is over, however it ended."""
@@ -145,18 +141,15 @@ class HttpSink:
 
     async def _whole(self, body: bytes, provenance: Provenance) -> None:
         self.is_committed = True
-        headers = {"Content-Type": JSON_TYPE, **self._headers(), **provenance_headers(provenance)}
-        self.response = answer = DirectAnswer(self._request)
-        await answer.send_whole(headers, body)
+        await send_whole(self._request, self._head() + provenance_lines(provenance), body)
 
-    def _start(self, provenance: Provenance | None) -> DirectAnswer:
+    def _start(self, provenance: Provenance | None) -> Stream:
         """A stream, whose head goes out with its first bytes."""
-        headers = {**_STREAM_HEADERS, **self._headers()}
+        head = _STREAM_LINES + self._head()
         if provenance is not None:
-            headers.update(provenance_headers(provenance))
-        self._stream = self.response = stream = DirectAnswer(self._request)
+            head += provenance_lines(provenance)
+        self._stream = stream = Stream(self._request, head)
         self.is_started = True
-        stream.start(headers)
         return stream
 
     def _look(self) -> None:
@@ -191,15 +184,15 @@ class HttpSink:
             self._beating.cancel()
 
 
-def provenance_headers(provenance: Provenance) -> dict[str, str]:
-    headers = {"x-rungway-attempts": str(provenance.attempts)}
+def provenance_lines(provenance: Provenance) -> str:
+    found = f"x-rungway-attempts: {provenance.attempts}\r\n"
     if provenance.rung is not None:
-        headers["x-rungway-rung"] = header_text(provenance.rung.name)
+        found += f"x-rungway-rung: {header_text(provenance.rung.name)}\r\n"
     if provenance.cost_nanousd is not None:
-        headers["x-rungway-cost-usd"] = shown_usd(provenance.cost_nanousd)
+        found += f"x-rungway-cost-usd: {shown_usd(provenance.cost_nanousd)}\r\n"
     if provenance.clamped_to is not None:
-        headers["x-rungway-clamped"] = str(provenance.clamped_to)
-    return headers
+        found += f"x-rungway-clamped: {provenance.clamped_to}\r\n"
+    return found
 
 
 def header_text(name: str) -> str:

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import NamedTuple
 
-from aiohttp import web
-
 from router.api.asked import Query, read_struct
 from router.api.exchange import Exchange
-from router.api.reply import json_reply
+from router.api.reply import Reply, json_reply
 from router.config import schema
 from router.errors import BadRequest, Forbidden, UnknownKey
 from router.store.base import RowKey, Totals
@@ -42,7 +40,7 @@ class Line(NamedTuple):
     held: int = 0
 
 
-async def show_usage(exchange: Exchange) -> web.StreamResponse:
+async def show_usage(exchange: Exchange) -> Reply:
     """GET /router/v1/usage?group=key,ladder,rung,day&key=NAME&since=DAY&until=DAY."""
     caller, query = exchange.key, Query(exchange, ("group", "key", "since", "until"))
     if caller.session:
@@ -72,10 +70,10 @@ async def show_usage(exchange: Exchange) -> web.StreamResponse:
         "data": [_row(group, line) for line in lines],
         "silent_nano_usd": {name: nano for name, nano in silent.items() if key in (None, name)},
     }
-    return json_reply(body, headers=exchange.headers())
+    return json_reply(body)
 
 
-async def resolve(exchange: Exchange) -> web.StreamResponse:
+async def resolve(exchange: Exchange) -> Reply:
     """POST /router/v1/usage/resolve: charge what is in doubt, or let it go."""
     wanted = read_struct(Resolution, await exchange.read_json())
     if wanted.key is not None:
@@ -88,7 +86,7 @@ async def resolve(exchange: Exchange) -> web.StreamResponse:
         "resolved_usd": resolved / NANO_USD,
         "nano_usd": resolved,
     }
-    return json_reply(body, headers=exchange.headers())
+    return json_reply(body)
 
 
 async def _require_known(exchange: Exchange, key: str) -> None:
