@@ -209,9 +209,11 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
         weights = [1] * len(weights)
         whole = len(weights)
     shares = [total * weight // whole for weight in weights]
-    order = sorted(range(len(weights)), key=lambda at: -(total * weights[at] % whole))
-    for at in order[: total - sum(shares)]:
-        shares[at] += 1
+    rest = total - sum(shares)
+    if rest:
+        order = sorted(range(len(weights)), key=lambda at: -(total * weights[at] % whole))
+        for at in order[:rest]:
+            shares[at] += 1
     return shares
 
 

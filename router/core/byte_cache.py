@@ -147,7 +147,8 @@ class ByteCache(Generic[Value]):
 
         `value_bytes` is what the value takes in memory.
         """
-        self.remove(cache_key)
+        if cache_key in self._rows:
+            self.remove(cache_key)
         size = value_bytes + ENTRY_BYTES
         oldest_s = now_s - self.ttl_s
         share = self.entry_bytes_max
@@ -155,7 +156,8 @@ class ByteCache(Generic[Value]):
         if size > most or made_s <= oldest_s:
             return False
         self._sweep(oldest_s)
-        while self.counts.bytes + size > self.bytes_max:
+        counts = self.counts
+        while counts.bytes + size > self.bytes_max:
             self._evict(oldest_s)
         worth = (_WORTH_NANOUSD_MIN + cost_nanousd) / size
         live = self._live.get(group) or self._begin(group)
@@ -163,9 +165,9 @@ class ByteCache(Generic[Value]):
         self._rows[cache_key] = len(self._keys)
         self._keys.append(cache_key)
         self._values.append(value)
-        self._figures.extend((made_s, self._floor + worth, worth, cost_nanousd, size, live.place))
-        self.counts.entries += 1
-        self.counts.bytes += size
+        self._figures.fromlist([made_s, self._floor + worth, worth, cost_nanousd, size, live.place])
+        counts.entries += 1
+        counts.bytes += size
         return True
 
     def remove(self, cache_key: bytes) -> None:
@@ -212,7 +214,9 @@ class ByteCache(Generic[Value]):
         return group
 
     def _sweep(self, oldest_s: float) -> None:
-        for _ in range(min(_SWEPT, len(self._keys))):
+        for _ in range(_SWEPT):
+            if not self._keys:
+                return
             self._hand = (self._hand + 1) % len(self._keys)
             if self._is_over(self._hand, oldest_s):
                 self._discard(self._hand)
@@ -238,9 +242,9 @@ class ByteCache(Generic[Value]):
     def _is_over(self, row: int, oldest_s: float) -> bool:
         """Whether the entry is of no use any more: too old, or of a dropped group."""
         at, figures = row * _FIGURES, self._figures
-        return (
-            figures[at + _MADE] <= oldest_s or not self._groups[int(figures[at + _GROUP])].is_live
-        )
+        if figures[at + _MADE] <= oldest_s:
+            return True
+        return not self._groups[int(figures[at + _GROUP])].is_live
 
     def _discard(self, row: int) -> None:
         if self._groups[int(self._figures[row * _FIGURES + _GROUP])].is_live:

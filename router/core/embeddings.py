@@ -116,10 +116,14 @@ def write_similarity(answer: Embeddings) -> bytes:
 
 def estimate_tokens(inputs: Sequence[str | list[int]]) -> int:
     """Tokens of inputs whose backend reports none: ids are counted, text at 4 bytes a token."""
-    return sum(
-        len(item) if isinstance(item, list) else max(1, len(item.encode("utf-8", "replace")) // 4)
-        for item in inputs
-    )
+    tokens = 0
+    for item in inputs:
+        if isinstance(item, str):
+            size = len(item) if item.isascii() else len(item.encode("utf-8", "replace"))
+            tokens += size // 4 or 1
+        else:
+            tokens += len(item)
+    return tokens
 
 
 def _load(body: bytes, who: str) -> Any:

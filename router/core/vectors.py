@@ -6,13 +6,16 @@ OpenAI's base64 is the standard alphabet, padded, of little-endian IEEE-754 floa
 
 from __future__ import annotations
 
-import base64
+import binascii
 import math
 import sys
 from array import array
 from typing import Any
 
 _SWAP = sys.byteorder == "big"
+# The highest byte of what is infinite or no number, or beyond 1.7e38: seldom there, and quick to
+# look for.
+_HUGE, _HUGE_NEGATIVE = 0x7F, 0xFF
 
 
 def pack(values: list[Any]) -> bytes:
@@ -28,29 +31,25 @@ def pack(values: list[Any]) -> bytes:
 
 
 def unpack(raw: bytes) -> list[float]:
-    values = array("f", raw)
-    if _SWAP:
-        values.byteswap()
-    return values.tolist()
+    return _values(raw).tolist()
 
 
 def from_base64(text: str) -> bytes:
     """Raises ValueError on a bad alphabet, padding or length."""
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise ValueError("a vector is not valid base64") from error
     if not raw or len(raw) % 4:
         raise ValueError("a base64 vector is not a whole number of float32 values")
-    values = array("f", raw)
-    if _SWAP:
-        values.byteswap()
-    _check_finite(values)
+    highest = raw[3::4]
+    if _HUGE in highest or _HUGE_NEGATIVE in highest:
+        _check_finite(_values(raw))
     return raw
 
 
 def to_base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode("ascii")
+    return binascii.b2a_base64(raw, newline=False).decode("ascii")
 
 
 def parse(value: Any) -> bytes:
@@ -82,6 +81,13 @@ def cosine(one: list[float], other: list[float]) -> float:
     norms *= math.sqrt(math.fsum(value * value for value in other))
     dot = math.fsum(a * b for a, b in zip(one, other, strict=True))
     return max(-1.0, min(1.0, dot / norms)) if norms else 0.0
+
+
+def _values(raw: bytes) -> array[float]:
+    values = array("f", raw)
+    if _SWAP:
+        values.byteswap()
+    return values
 
 
 def _check_finite(values: array[float]) -> None:

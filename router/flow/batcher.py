@@ -188,8 +188,9 @@ class Batcher:
             if caller.done.done() and not caller.done.cancelled():
                 # Cancelled in the same turn of the loop, it would be told to nobody, loudly.
                 caller.done.exception()
-            self._leave(lane, caller)
-        if len({len(vector) for vector in caller.vectors}) > 1:
+            if caller.items:
+                self._leave(lane, caller)
+        if len(inputs) > 1 and len({len(vector) for vector in caller.vectors}) > 1:
             raise UpstreamBroken("the rung answered with vectors of different lengths")
         return Embeddings(caller.vectors, caller.tab.usage)
 
@@ -204,12 +205,11 @@ class Batcher:
 
     def _pump(self, lane: _Lane) -> None:
         """Send what may be sent."""
-        now_s = self._clock()
 
         def is_suspect(identity: Hashable) -> bool:
-            return self._suspects.has((lane.key, identity), now_s)
+            return self._suspects.has((lane.key, identity), self._clock())
 
-        while lane.batches < self._batches_in_flight:
+        while lane.queue.waiting and lane.batches < self._batches_in_flight:
             # One request must always be possible, or nothing would ever move.
             room = max(lane.limits.in_flight_max - lane.inputs, 0 if lane.batches else 1)
             items = lane.queue.take(lane.limits, room, is_suspect)

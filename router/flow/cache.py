@@ -14,7 +14,7 @@ import logging
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
@@ -23,7 +23,7 @@ from router.core import cache_key
 from router.core.byte_cache import BYTES_OBJECT_BYTES, ENTRY_BYTES, ByteCache, Counts
 from router.core.cache_key import CacheControl
 from router.flow.second_tier import SecondTier
-from router.types import Call, ChatCall, EmbedCall, Json, Rung, Usage
+from router.types import Call, ChatCall, EmbedCall, Json, Policy, Rung, Usage
 
 _log = logging.getLogger("rungway")
 
@@ -61,6 +61,20 @@ class CacheRules:
     chat: str
     is_shared: bool
     backends: Mapping[str, str]
+    # What `core/cache_key.py` says of each of its ladders, so that a long one costs no call more.
+    _ladders: dict[tuple[str, Policy], bytes] = field(default_factory=dict, init=False)
+
+    def ladder_of(self, call: Call) -> bytes:
+        """`call` is of this configuration."""
+        key = (call.ladder.name, call.policy)
+        found = self._ladders.get(key)
+        if found is None:
+            found = cache_key.ladder_of(call.ladder, call.policy, self.backends)
+            self._ladders[key] = found
+        return found
+
+    def scope_of(self, call: Call) -> bytes:
+        return cache_key.scope_of(call.key, shared=self.is_shared)
 
 
 @dataclass(slots=True)
@@ -125,7 +139,7 @@ class Cache:
         """None: this call's answer may neither be found nor kept."""
         if not self.is_on or control.no_store or not cache_key.may_cache(call.body, rules.chat):
             return None
-        key = cache_key.of_chat(call.body, ladder=_ladder(call, rules), scope=_scope(call, rules))
+        key = cache_key.of_chat(call.body, ladder=rules.ladder_of(call), scope=rules.scope_of(call))
         return None if key is None else Slot(key, control, self.clock())
 
     async def find(self, slot: Slot, *, in_memory: bool = False) -> Kept | None:
@@ -184,8 +198,8 @@ class Cache:
             return None
         return cache_key.of_inputs(
             call.inputs,
-            space=_ladder(call, rules),
-            scope=_scope(call, rules),
+            space=rules.ladder_of(call),
+            scope=rules.scope_of(call),
             dimensions=call.dimensions,
             extra=call.extra,
         )
@@ -349,11 +363,3 @@ def _is_vector(raw: bytes) -> bool:
 
 def _backend(rung: str) -> str:
     return rung.partition("/")[0]
-
-
-def _scope(call: Call, rules: CacheRules) -> bytes:
-    return cache_key.scope_of(call.key, shared=rules.is_shared)
-
-
-def _ladder(call: Call, rules: CacheRules) -> bytes:
-    return cache_key.ladder_of(call.ladder, call.policy, rules.backends)

@@ -75,7 +75,7 @@ class Vectors:
         """Everything was known: nothing goes upstream, and nothing is paid."""
         self._record.cache, self._record.status = "hit", 200
         provenance = Provenance(None, 0, cost_nanousd=0)
-        await self._sink.send_embeddings(self._joined((), Usage()), provenance)
+        await self._sink.send_embeddings(self._joined(Embeddings([], Usage())), provenance)
 
     async def send_embeddings(self, answer: Embeddings, provenance: Provenance) -> None:
         if self._lengths - {len(answer.vectors[0])}:
@@ -86,7 +86,7 @@ class Vectors:
             self._cache.keep_vectors(
                 self._keys, answer.vectors, provenance.rung, cost, self._asked_s
             )
-        await self._sink.send_embeddings(self._joined(answer.vectors, answer.usage), provenance)
+        await self._sink.send_embeddings(self._joined(answer), provenance)
 
     async def send_answer(self, answer: Answer, provenance: Provenance) -> None:
         await self._sink.send_answer(answer, provenance)
@@ -112,8 +112,11 @@ class Vectors:
     def when_left(self, act: Callable[[], None] | None) -> None:
         self._sink.when_left(act)
 
-    def _joined(self, vectors: Sequence[bytes], usage: Usage) -> Embeddings:
+    def _joined(self, answer: Embeddings) -> Embeddings:
         """All vectors at their own index, and the tokens of all inputs."""
+        if len(self._missing) == len(self._found):
+            return answer
+        vectors, usage = answer.vectors, answer.usage
         whole = list(self._found)
         for index, vector in zip(self._missing, vectors, strict=True):
             whole[index] = vector
@@ -122,8 +125,7 @@ class Vectors:
             for index, vector in enumerate(self._found)
             if vector is not None
         ]
-        if known:
-            usage = Usage(usage.input_tokens + estimate_tokens(known), 0, estimated=True)
+        usage = Usage(usage.input_tokens + estimate_tokens(known), 0, estimated=True)
         return Embeddings([vector for vector in whole if vector is not None], usage)
 
 
@@ -180,5 +182,7 @@ def _lane(backend: Backend, attempt: EmbedAttempt) -> tuple[Any, ...]:
     """All that must be equal for inputs to travel together."""
     call, key = attempt.call, attempt.call.key
     own = (key.token, key.bill_to) if backend.takes_key_tokens else ()
-    extra = jsontext.write([[name, call.extra[name]] for name in sorted(call.extra)])
+    extra = b""
+    if call.extra:
+        extra = jsontext.write([[name, call.extra[name]] for name in sorted(call.extra)])
     return attempt.rung.name, own, call.dimensions, call.is_tokens, extra

@@ -53,11 +53,19 @@ def test_every_form_is_the_same_vector(values: list[float]) -> None:
         base64.b64encode(b"123").decode(),
         base64.b64encode(struct.pack("<f", math.nan)).decode(),
         base64.b64encode(struct.pack("<f", math.inf)).decode(),
+        base64.b64encode(struct.pack("<3f", 1.0, -math.nan, 2.0)).decode(),
+        base64.b64encode(struct.pack("<3f", 1.0, 2.0, -math.inf)).decode(),
+        base64.b64encode(bytes.fromhex("0000803f 010080ff")).decode(),
     ],
 )
 def test_what_is_no_vector(value: Any) -> None:
     with pytest.raises(ValueError, match="vector"):
         vectors.parse(value)
+
+
+def test_the_largest_numbers_are_numbers() -> None:
+    largest = [3.4028234663852886e38, -3.4028234663852886e38, 1.7014118346046923e38]
+    assert vectors.unpack(vectors.from_base64(vectors.to_base64(vectors.pack(largest)))) == largest
 
 
 def test_integers_are_numbers_too() -> None:
