@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from struct import Struct
 
-# Seven slices a key are the best for ten bits a key.
-_SLICES = Struct("<7I")
+# Seven slices would be the best for ten bits: 0.8 in a hundred strangers pass, of four 1.2.
+_SLICES = Struct("<4I")
 _BITS_EACH = 10
 _DIGEST_BYTES = 32
 

@@ -160,7 +160,9 @@ class Batches:
         call, tab = attempt.call, Tab()
 
         async def send(inputs: Any) -> Embeddings:
-            return await put(replace(attempt, call=replace(call, inputs=list(inputs))))
+            if inputs == call.inputs:
+                return await put(attempt)
+            return await put(replace(attempt, call=replace(call, inputs=inputs)))
 
         try:
             return await self._batcher.embed(

@@ -29,7 +29,7 @@ _AFTER_TROUBLE_S = 5.0
 _WRITES_MAX = 4_096
 _WRITTEN_AT_ONCE = 512
 # How long what is to be written waits for more: an entry alone is three times the work.
-_WRITE_EVERY_S = 0.2
+_WRITE_EVERY_S = 0.5
 # How often another host's drops are looked for, and for how long they can be seen.
 _LOOK_EVERY_S = 5.0
 _MARK_S = 3_600.0
