@@ -71,7 +71,7 @@ class Record:
     """All that is noted of one call. Times are seconds since the call arrived.
 
     `usage` and `nanousd` are of all its attempts; `admission` is what they are charged to.
-    `goes_on`: its caller has left and its work has not ended; whoever reads that to its end has it
+    `goes_on`: its caller has left and its work has not ended; whoever that goes on for has its line
     written.
     """
 

@@ -106,8 +106,10 @@ class Pipeline:
             raise
         finally:
             self._serving.discard(task)
-            self._observer.in_flight -= 1
-            self._ledger.leave(admission, call.ladder.name)
+            if not admission.is_left:
+                # Else its client left while others waited for what this task does.
+                self._observer.in_flight -= 1
+                self._ledger.leave(admission, call.ladder.name)
             record.total_s = self._clock() - started
 
     def plan(self, call: Call) -> Plan:

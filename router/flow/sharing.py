@@ -1,8 +1,11 @@
-"""One call's work apart from its callers: it may go on when they leave, and answer several of them.
+"""One call's work for several callers, which goes on for the others when one of them leaves.
 
 The pipeline climbs into a `SharedSink`, which lies between the work and the seats of a flight
-(`single_flight.py`); `follow` carries what comes there to one caller's own sink. So a call is read
-to its end for a cache, for a key that drains, or for an Idempotency-Key, whoever still listens.
+(`single_flight.py`); `follow` carries what comes there to one caller's own sink.
+
+Nearly always nobody joins. So the first caller's own task does the work for a whole answer, and
+goes on with it when its client has left and others have not. A stream, which callers read each at
+its own pace, and what is read to its end when all have left, have a task of their own.
 """
 
 from __future__ import annotations
@@ -71,9 +74,8 @@ class SharedSink:
 
     def __init__(self, flight: SharedFlight, kept_bytes_max: int) -> None:
         self._flight = flight
-        self._kept: list[bytes] | None = []
-        self._kept_bytes = 0
         self._kept_bytes_max = kept_bytes_max
+        self._may_be_kept = True
         self.served: Served | None = None
         self.provenance: Provenance | None = None
         self.is_committed = False
@@ -94,12 +96,10 @@ class SharedSink:
 
     async def write(self, frames: bytes, provenance: Provenance) -> None:
         self._begin(provenance)
-        self._keep(frames)
         await self._flight.write(frames)
 
     def write_now(self, frames: bytes) -> bool:
-        # The seats are to be asked who waits for it.
-        return False
+        return self._flight.write_now(frames)
 
     async def comment(self, frame: bytes) -> None:
         with contextlib.suppress(ConnectionError):
@@ -108,13 +108,13 @@ class SharedSink:
 
     async def end(self, frames: bytes, provenance: Provenance) -> None:
         self._begin(provenance)
-        self._keep(frames)
-        kept = None if self._kept is None else b"".join(self._kept)
+        before = self._flight.all_frames(self._kept_bytes_max - len(frames))
+        kept = b"".join([*before, frames]) if self._may_be_kept and before is not None else None
         self.served = Served(provenance, last_frames=frames, frames=kept)
 
     async def cut(self, frames: bytes, provenance: Provenance) -> bool:
         self.cut_frames = frames
-        self._kept = None
+        self._may_be_kept = False
         return self._flight.cut_payer()
 
     async def fail(self, error: RouterError) -> None:
@@ -134,15 +134,7 @@ class SharedSink:
             if provenance.is_short:
                 self.keep_for_payer()
         elif before is not provenance and before.rung != provenance.rung:
-            self._kept = None
-
-    def _keep(self, frames: bytes) -> None:
-        if self._kept is None:
-            return
-        self._kept.append(frames)
-        self._kept_bytes += len(frames)
-        if self._kept_bytes > self._kept_bytes_max:
-            self._kept = None
+            self._may_be_kept = False
 
 
 SharedFlight = Flight[Payer, Served]
@@ -183,10 +175,18 @@ class Sharing:
         False, and nothing was sent: what comes of it is not for this call. `drains`: it is read to
         its end when its callers have left.
         """
-        assert record.admission is not None
-        own = Record(record.call_id, record.route, admission=record.admission, cache=record.cache)
-        own.of_call(call)
-        payer = Payer(record.admission, call.ladder.name, own)
+        admission = record.admission
+        assert admission is not None
+        payer = Payer(admission, call.ladder.name)
+        own = record
+        if flight_key in self._flights:
+            record.cache = "joined"
+        elif record.stream or drains:
+            own = Record(record.call_id, record.route, admission=admission, cache=record.cache)
+            payer.record = own
+        else:
+            await self._lead(flight_key, payer, sink, record, work)
+            return True
 
         async def work_for_all(flight: SharedFlight) -> Served | None:
             shared = SharedSink(flight, KEPT_BYTES_MAX)
@@ -195,8 +195,6 @@ class Sharing:
             return shared.served
 
         with self._flights.board(flight_key, payer, work_for_all) as seat:
-            if not seat.is_payer:
-                record.cache, payer.record = "joined", None
             try:
                 await follow(seat, sink, record)
             except GoAlone:
@@ -213,6 +211,49 @@ class Sharing:
             finally:
                 _absorb(seat, record)
         return True
+
+    async def _lead(
+        self, flight_key: bytes, payer: Payer, sink: Sink, record: Record, work: Work
+    ) -> None:
+        """Do the work for a whole answer in the first caller's own task: nearly always nobody
+        joins."""
+        began_s = asyncio.get_running_loop().time()
+        payer.record = record
+        flight = self._flights.lead(flight_key)
+        shared = flight.notes = SharedSink(flight, KEPT_BYTES_MAX)
+        seat = flight.seat(payer)
+        sink.when_left(lambda: self._leave_work(seat, record, began_s))
+        error: BaseException | None = None
+        try:
+            await work(shared, record)
+        except asyncio.CancelledError:
+            # Of this task: who has joined goes on without it.
+            error = GoAlone()
+            raise
+        except BaseException as fault:
+            error = fault
+            raise
+        finally:
+            sink.when_left(None)
+            flight.over(shared.served, error)
+        if record.goes_on:
+            raise ConnectionResetError("the client has left")
+        await _send(seat.outcome(), seat, sink, record)
+
+    def _leave_work(self, seat: SharedSeat, record: Record, began_s: float) -> None:
+        """The client has left whose task does the work. That is for those who joined from now on,
+        and ends where nobody has."""
+        payer = seat.payer
+        seat.leave()
+        if seat.is_last:
+            return
+        line = replace(record, attempts=[], rung=None, usage=None, nanousd=0)
+        line.error, line.status = "client_left", 499
+        line.total_s = asyncio.get_running_loop().time() - began_s
+        self._observer.in_flight -= 1
+        self._observer.record(line)
+        self._ledger.leave(payer.admission, payer.ladder)
+        record.goes_on = True
 
     def _drain(self, seat: SharedSeat, payer: Payer, record: Record) -> None:
         """Read the rest for nobody: whoever pays has left."""
@@ -245,7 +286,7 @@ async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
     """Carry a flight's answer to this caller. Raises what the work raised, and GoAlone where the
     rest is not for this call.
     """
-    seat.hears = sink.comment
+    seat.hears, seat.takes = sink.comment, sink.write_now
     while frames := await seat.read():
         seat.hears = None
         _note(seat, record)
@@ -257,7 +298,11 @@ async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
         await sink.end(shared.cut_frames, provenance)
         await seat.settled(_SETTLE_S)
         return
-    served = await seat.result()
+    await _send(seat.outcome(), seat, sink, record)
+
+
+async def _send(served: Served, seat: SharedSeat, sink: Sink, record: Record) -> None:
+    """How the work ended, told to one caller."""
     _note(seat, record)
     provenance = _told(seat, served.provenance)
     record.rung, record.status = provenance.rung, 200

@@ -1,13 +1,13 @@
 """Identical calls in flight share one: each has a seat, and the work belongs to none of them.
 
-The work is a task of its own, cancelled only when all have left. One seat pays; when it leaves,
+The task of the work is cancelled only when all have left. One seat pays; when it leaves,
 `hand_over` passes what it holds to the oldest of the others, and whoever cannot take that on goes
 on alone, as do all the others once the work says so (an answer that a budget cut is not for them).
 
 A stream's frames lie in one list in which each seat has its own place, so who comes later begins at
 the beginning and who is slow stalls nobody: the work waits for the fastest alone. What lies unread
 is bounded: a seat that is left too far behind loses its place. A flight whose beginning is gone
-takes nobody more.
+takes nobody more. Who is alone and reads is told by the work itself.
 
 No clock: each caller limits its own waiting, and leaves.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from router.errors import Draining, RouterError, UpstreamBroken
 from router.flow.tasks import Tasks
@@ -62,20 +62,55 @@ class SingleFlight(Generic[Payer, Result]):
         """A seat in the flight of this key; the first to come starts it, with its own `work`."""
         flight = self._flights.get(cache_key)
         if flight is None:
-            flight = Flight(self._hand_over, self._buffer_bytes_max)
-            self._flights[cache_key] = flight
-            flight.begin(self._tasks, work, lambda: self._unlist(cache_key, flight))
+            flight = self._listed(cache_key)
+            flight.begin(self._tasks, work)
         return flight.seat(payer)
 
-    def _unlist(self, cache_key: bytes, flight: Flight[Payer, Result]) -> None:
-        if self._flights.get(cache_key) is flight:
-            del self._flights[cache_key]
+    def lead(self, cache_key: bytes) -> Flight[Payer, Result]:
+        """A flight of this key, of which there is none, whose work is the task that asks: it says
+        when it is `over`."""
+        flight = self._listed(cache_key)
+        flight.task = asyncio.current_task()
+        return flight
+
+    def _listed(self, cache_key: bytes) -> Flight[Payer, Result]:
+        flight = self._flights[cache_key] = Flight[Payer, Result](
+            self._flights, cache_key, self._hand_over, self._buffer_bytes_max
+        )
+        return flight
 
 
 class Flight(Generic[Payer, Result]):
-    """One shared call, as its work sees it."""
+    """One shared call, as its work sees it; in `listed` as long as somebody may join it."""
 
-    def __init__(self, hand_over: Callable[[Payer, Payer], bool], buffer_bytes_max: int) -> None:
+    __slots__ = (
+        "_buffer_bytes_max",
+        "_bytes",
+        "_cache_key",
+        "_caught_up",
+        "_cut_payer",
+        "_frames",
+        "_frames_gone",
+        "_hand_over",
+        "_listed",
+        "_seats",
+        "error",
+        "is_over",
+        "notes",
+        "payer",
+        "result",
+        "task",
+    )
+
+    def __init__(
+        self,
+        listed: dict[bytes, Flight[Payer, Result]],
+        cache_key: bytes,
+        hand_over: Callable[[Payer, Payer], bool],
+        buffer_bytes_max: int,
+    ) -> None:
+        self._listed = listed
+        self._cache_key = cache_key
         self._hand_over = hand_over
         self._buffer_bytes_max = buffer_bytes_max
         self._seats: list[Seat[Payer, Result]] = []
@@ -83,21 +118,15 @@ class Flight(Generic[Payer, Result]):
         self._frames_gone = 0
         self._bytes = 0
         self._caught_up: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._close: Callable[[], None] = lambda: None
+        self.task: asyncio.Task[Any] | None = None
         self.is_over = False
-        self._last_payer: Payer | None = None
+        # Who pays now, or paid when it ended or was cut; None: all had left.
+        self.payer: Payer | None = None
+        self._cut_payer: Payer | None = None
         self.error: BaseException | None = None
         self.result: Result | None = None
         # What the work wants its seats to know besides the frames.
         self.notes: object = None
-
-    @property
-    def payer(self) -> Payer | None:
-        """Who pays now, or paid when it ended or was cut; None: all had left."""
-        if self.is_over:
-            return self._last_payer
-        return self._seats[0].payer if self._seats else None
 
     @property
     def seats(self) -> int:
@@ -112,18 +141,31 @@ class Flight(Generic[Payer, Result]):
         self,
         tasks: Tasks,
         work: Callable[[Flight[Payer, Result]], Awaitable[Result | None]],
-        close: Callable[[], None],
     ) -> None:
-        """`close` is called once, when nobody more may join."""
-        self._close = close
-        self._task = tasks.spawn(self._run(work), "shared call")
+        self.task = tasks.spawn(self._run(work), "shared call")
         # Not in the task's own finally: cancelled before its first step, it never runs at all.
-        self._task.add_done_callback(self._ended)
+        self.task.add_done_callback(self._ended)
 
     def seat(self, payer: Payer) -> Seat[Payer, Result]:
         seat = Seat(self, payer)
         self._seats.append(seat)
+        self.payer = self._seats[0].payer
         return seat
+
+    def write_now(self, frame: bytes) -> bool:
+        """Some more for the only caller, who takes it at once; False: it is for `write`."""
+        if len(self._seats) != 1:
+            return False
+        seat = self._seats[0]
+        if seat.takes is None or seat.position != self.end or not seat.takes(frame):
+            return False
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        seat.position += 1
+        if self._bytes > self._buffer_bytes_max:
+            self._close()
+            self._shed()
+        return True
 
     async def write(self, frame: bytes) -> None:
         """Some more of the stream for all seats. Returns when one of them has read it, or had been
@@ -138,6 +180,14 @@ class Flight(Generic[Payer, Result]):
         self._caught_up = asyncio.get_running_loop().create_future()
         await self._caught_up
 
+    def over(self, result: Result | None, error: BaseException | None) -> None:
+        """The work has ended."""
+        self.result, self.error = result, error
+        self.payer = self.payer or self._cut_payer
+        self.is_over = True
+        self._close()
+        self._wake()
+
     def send_others_away(self) -> None:
         """What comes now is for the payer alone."""
         self._close()
@@ -151,25 +201,26 @@ class Flight(Generic[Payer, Result]):
         seat = self._seats[0]
         seat.is_cut = True
         self._remove(seat, None)
-        if not self._seats:
-            self._last_payer = seat.payer
-        return bool(self._seats)
+        if self._seats:
+            return True
+        self._cut_payer = seat.payer
+        return False
 
     def leave(self, seat: Seat[Payer, Result]) -> None:
-        if seat in self._seats:
+        if not self.is_over and seat in self._seats:
             self._remove(seat, GoAlone())
 
     async def stop(self, limit_s: float) -> None:
         """Cancel the work, and wait until it has put its things in order."""
         self._close()
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=limit_s)
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+            await asyncio.wait({self.task}, timeout=limit_s)
 
     async def settled(self, limit_s: float) -> None:
         """Wait until the work that nobody is on board of any more has put its things in order."""
-        if self._task is not None and not self._seats:
-            await asyncio.wait({self._task}, timeout=limit_s)
+        if self.task is not None and not self._seats:
+            await asyncio.wait({self.task}, timeout=limit_s)
 
     async def tell(self, words: bytes) -> None:
         """Something for whoever waits, which is no part of the answer."""
@@ -182,6 +233,10 @@ class Flight(Generic[Payer, Result]):
         if self._caught_up is not None and not self._caught_up.done():
             self._caught_up.set_result(None)
 
+    def all_frames(self, bytes_max: int) -> list[bytes] | None:
+        """All there have been; None where they are more than that."""
+        return self._frames if not self._frames_gone and self._bytes <= bytes_max else None
+
     def frames_from(self, position: int) -> list[bytes]:
         return self._frames[position - self._frames_gone :]
 
@@ -190,13 +245,14 @@ class Flight(Generic[Payer, Result]):
         paid = self._seats[0] is seat
         self._seats.remove(seat)
         seat.gone(reason)
-        if paid and not self.is_over:
+        if paid:
             while self._seats and not self._hand_over(seat.payer, self._seats[0].payer):
                 self._seats.pop(0).gone(GoAlone())
+        self.payer = self._seats[0].payer if self._seats else None
         if not self._seats:
             self._close()
-            if self._task is not None and not seat.is_cut:
-                self._task.cancel()
+            if self.task is not None and not seat.is_cut:
+                self.task.cancel()
 
     def _shed(self) -> None:
         """Forget what all have read, and whoever is too far behind for that to help."""
@@ -213,9 +269,17 @@ class Flight(Generic[Payer, Result]):
             for seat in [one for one in self._seats if one.position == read]:
                 self._remove(seat, UpstreamBroken(words))
 
+    def _close(self) -> None:
+        """Nobody more may join."""
+        if self._listed.get(self._cache_key) is self:
+            del self._listed[self._cache_key]
+
     def _wake(self) -> bool:
         """Whether somebody was waiting."""
-        return sum(seat.wake() for seat in self._seats) > 0
+        was_waiting = False
+        for seat in self._seats:
+            was_waiting |= seat.wake()
+        return was_waiting
 
     async def _run(self, work: Callable[[Flight[Payer, Result]], Awaitable[Result | None]]) -> None:
         try:
@@ -224,18 +288,29 @@ class Flight(Generic[Payer, Result]):
             self.error = error
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        error = self.error
         if task.cancelled():
-            self.error = Draining("Rungway is going down and could not wait for this answer")
+            error = Draining("Rungway is going down and could not wait for this answer")
         elif (fault := task.exception()) is not None:
-            self.error = fault
-        self._last_payer = self.payer or self._last_payer
-        self.is_over = True
-        self._close()
-        self._wake()
+            error = fault
+        self.over(self.result, error)
 
 
 class Seat(Generic[Payer, Result]):
     """One caller's place in a flight: `with flights.board(...) as seat`. Leaving it is leaving."""
+
+    __slots__ = (
+        "_flight",
+        "_left_at",
+        "_reason",
+        "_rest",
+        "_waiting",
+        "hears",
+        "is_cut",
+        "payer",
+        "position",
+        "takes",
+    )
 
     def __init__(self, flight: Flight[Payer, Result], payer: Payer) -> None:
         self._flight = flight
@@ -248,6 +323,8 @@ class Seat(Generic[Payer, Result]):
         self.is_cut = False
         # Takes what the work says while its callers wait.
         self.hears: Callable[[bytes], Awaitable[None]] | None = None
+        # Takes more frames from the work itself, or says that it is to read them.
+        self.takes: Callable[[bytes], bool] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -277,6 +354,11 @@ class Seat(Generic[Payer, Result]):
     def is_alone(self) -> bool:
         return self._left_at is None and self._flight.seats == 1
 
+    @property
+    def is_last(self) -> bool:
+        """Whether nobody was on board any more when it had left."""
+        return self._left_at is not None and not self._flight.seats
+
     async def stop(self, limit_s: float) -> None:
         """The caller wants no more, and nobody else does: the work ends first."""
         await self._flight.stop(limit_s)
@@ -304,13 +386,21 @@ class Seat(Generic[Payer, Result]):
                 if flight.error is not None:
                     raise flight.error.with_traceback(None)
                 return []
-            await self._wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
 
     async def result(self) -> Result:
-        """What the work returned; frames are passed over. Raises as `read` does, and GoAlone where
-        it returned None: nothing that can be shared."""
+        """What the work returned; frames are passed over. Raises as `read` does and `outcome`."""
         while await self.read():
             pass
+        return self.outcome()
+
+    def outcome(self) -> Result:
+        """What the work returned, when all is read. Raises GoAlone where that is None: nothing that
+        can be shared."""
         result = self._flight.result
         if self._left_at is not None or result is None:
             raise GoAlone
@@ -341,10 +431,3 @@ class Seat(Generic[Payer, Result]):
             return False
         self._waiting.set_result(None)
         return True
-
-    async def _wait(self) -> None:
-        self._waiting = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiting
-        finally:
-            self._waiting = None

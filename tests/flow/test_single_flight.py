@@ -279,3 +279,87 @@ async def test_without_a_whole_answer_there_is_nothing_to_share(house: House) ->
     house.work.end.set_result(None)
     with pytest.raises(GoAlone):
         await seat.result()
+
+
+async def test_who_is_alone_and_reads_is_told_by_the_work_itself(house: House) -> None:
+    taken: list[bytes] = []
+    reads = True
+
+    def take(frame: bytes) -> bool:
+        if reads:
+            taken.append(frame)
+        return reads
+
+    first = house.board("a")
+    await settle()
+    flight = house.work.flight
+    assert flight is not None
+    assert not flight.write_now(b"1"), "nobody said that it takes anything"
+    house.work.feed.put_nowait(b"1")
+    await settle()
+    first.takes = take
+    assert not flight.write_now(b"2"), "what came before is not read yet"
+    assert await first.read() == [b"1"]
+    assert flight.write_now(b"2")
+    reads = False
+    assert not flight.write_now(b"3"), "its client does not read"
+    reads = True
+    late = house.board("b")
+    assert not flight.write_now(b"3"), "it is not alone"
+    house.work.feed.put_nowait(b"3")
+    assert await first.read() == [b"3"], "what it took is not told again"
+    assert await late.read() == [b"1", b"2", b"3"]
+    first.leave()
+    late.takes = take
+    assert flight.write_now(b"4")
+    assert taken == [b"2", b"4"]
+    late.leave()
+
+
+async def test_what_one_took_at_once_is_bounded_too(house: House) -> None:
+    taken: list[bytes] = []
+    first = house.board("a")
+    await settle()
+    flight = house.work.flight
+    assert flight is not None
+    first.takes = lambda frame: not taken.append(frame)  # type: ignore[func-returns-value]
+    for _ in range(3):
+        assert flight.write_now(b"six...")
+    assert flight.all_frames(1 << 20) is None, "all of it was forgotten"
+    house.work, before = Work(), house.work
+    house.board("b").leave()
+    await settle()
+    assert house.work.flight is not flight, "its beginning is gone: nobody may join it"
+    before.end.set_result("whole")
+    assert await first.result() == "whole"
+    assert len(taken) == 3
+
+
+async def test_a_task_may_do_the_work_of_a_flight_itself(house: House) -> None:
+    ended: list[str] = []
+
+    async def lead(payer: str) -> None:
+        flight = house.flights.lead(KEY)
+        seat = flight.seat(payer)
+        leaving.append(seat)
+        try:
+            ended.append(str(await house.work.end))
+        finally:
+            flight.over("whole" if ended else None, None if ended else GoAlone())
+
+    leaving: list[Seat[str, str]] = []
+    first = asyncio.create_task(lead("a"))
+    await settle()
+    other = house.board("b")
+    leaving[0].leave()
+    assert (leaving[0].is_last, other.is_payer) == (False, True)
+    house.work.end.set_result("")
+    assert await other.result() == "whole"
+    await first
+    house.work = Work()
+    second = asyncio.create_task(lead("a"))
+    await settle()
+    leaving[1].leave()
+    assert leaving[1].is_last
+    await settle()
+    assert second.cancelled(), "nobody wants it"
