@@ -39,6 +39,7 @@ from router.core.estimate import Estimates, terms
 from router.core.key_filter import KeyFilter
 from router.core.limiter import Limiter, Ticket
 from router.core.percentiles import Recent
+from router.core.skeleton import Skeleton
 from router.core.sse import SseParser, frame
 from router.types import Call, ChatCall, Key, Ladder, Policy, Price, Rung, Task, Usage
 
@@ -192,6 +193,27 @@ def _event() -> Work:
     return work
 
 
+def _like_event() -> Work:
+    """One that is like the event before it, as nearly all of a stream are."""
+    watch = ChunkWatch(who="fake/bench", call_id="req", wants_usage=False)
+    watch.see(_PAYLOAD)
+    watch.learn(_PAYLOAD)
+    skeleton = watch.skeleton
+    assert skeleton is not None
+
+    def work() -> None:
+        found = skeleton.read(_EVENT)
+        assert found is not None
+        watch.took(len(found[0]), found[1])
+
+    return work
+
+
+def _skeleton() -> Work:
+    chunk = jsontext.read(_PAYLOAD)
+    return lambda: Skeleton.of(_PAYLOAD, chunk)
+
+
 def _cache_hit() -> Work:
     cache: ByteCache[bytes] = ByteCache(1 << 24, 86_400)
     keys = [number.to_bytes(32, "big") for number in range(1_000)]
@@ -272,6 +294,8 @@ CASES: dict[str, Callable[[], Work]] = {
     "note a time": _timing,
     "check an answer": _answer,
     "pass an event": _event,
+    "pass one that is like it": _like_event,
+    "learn a skeleton": _skeleton,
     "find in the cache": _cache_hit,
     "miss in the store": _cache_miss,
     "an answer as chunks": _replayed,

@@ -72,7 +72,7 @@ class ChunkWatch:
         self._call_id = call_id
         self._wants_usage = wants_usage
         self._finished: dict[int, bool] = {}
-        self._called_tools: set[int] = set()
+        self._called_tools: set[int] | None = None
         self._last: Json = {}
         self._learnt_in_vain = 0
         # What chunks that are like the last one have in common with it.
@@ -97,7 +97,7 @@ class ChunkWatch:
 
     @property
     def last(self) -> Json:
-        """The last chunk seen, as it was passed on."""
+        """The last chunk seen, as it was passed on; what is not its head only until `learn`."""
         return self._last
 
     def see(self, payload: bytes) -> Seen:
@@ -140,6 +140,9 @@ class ChunkWatch:
         if self._learnt_in_vain < _VAIN_MAX:
             self._learnt_in_vain += 1
             self.skeleton = Skeleton.of(payload, self._last)
+            if self.skeleton is not None:
+                # All that is needed of a chunk while others like it come.
+                self._last = _head(self._last)
 
     def took(self, chars: int, chunks: int) -> None:
         """So much came in events like the skeleton, which passed without another look."""
@@ -155,7 +158,8 @@ class ChunkWatch:
         payloads = []
         for index, finished in self._finished.items():
             if not finished:
-                reason = cut or ("tool_calls" if index in self._called_tools else "stop")
+                has_called = self._called_tools is not None and index in self._called_tools
+                reason = cut or ("tool_calls" if has_called else "stop")
                 choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
                 self._finished[index] = cut is None
                 payloads.append(self._written({**_head(self._last), "choices": [choice]}))
@@ -182,7 +186,7 @@ class ChunkWatch:
         if type(delta) is not dict:
             return bool(finish)
         if delta.get("tool_calls"):
-            self._called_tools.add(index)
+            self._called_tools = {*(self._called_tools or ()), index}
         if chars := produced_chars(delta):
             self.content_chars += chars
             self.content_chunks += 1

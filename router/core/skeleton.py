@@ -27,15 +27,13 @@ _is_plain = re.compile(rb"[ !#-\[\]-~]*").fullmatch
 
 
 class Skeleton:
-    """The bytes of an event before its text and behind it."""
+    """The bytes of an event before its text and behind it, to its very end."""
 
-    __slots__ = ("_after", "_before", "_text_at", "_whole_after")
+    __slots__ = ("_after", "_before")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self._before = before
-        self._text_at = len(before)
         self._after = after
-        self._whole_after = after + _EVENT_END
 
     @classmethod
     def of(cls, payload: bytes, chunk: Json) -> Self | None:
@@ -49,11 +47,11 @@ class Skeleton:
         inside = payload[start:end]
         if not _is_plain(inside) or b"\r" in payload:
             return None
-        before, after = b"data: " + payload[:start], payload[end:]
-        if before + inside + after + _EVENT_END != frame(payload):
+        before, after = b"data: " + payload[:start], payload[end:] + _EVENT_END
+        if before + inside + after != frame(payload):
             return None
         try:
-            longer = orjson.loads(payload[:start] + inside + b"x" + after)
+            longer = orjson.loads(payload[:start] + inside + b"x" + payload[end:])
             is_proved = longer["choices"][0]["delta"]["content"] == content + "x"
         except (ValueError, LookupError, TypeError):
             return None
@@ -62,15 +60,16 @@ class Skeleton:
     def read(self, data: bytes) -> tuple[str, int] | None:
         """All the text, and how many events have some, if `data` is nothing but whole events of
         this skeleton and may be passed on as it is."""
-        if not data.startswith(self._before) or not data.endswith(self._whole_after):
+        before, after = self._before, self._after
+        if not data.startswith(before) or not data.endswith(after):
             return None
-        inside = data[self._text_at : -len(self._whole_after)]
-        if _is_plain(inside) and len(data) >= self._text_at + len(self._whole_after):
+        inside = data[len(before) : -len(after)]
+        if _is_plain(inside) and len(data) >= len(before) + len(after):
             # One event, as nearly every read is.
             return inside.decode("ascii"), 1 if inside else 0
         texts = []
         for event in data[: -len(_EVENT_END)].split(_EVENT_END):
-            text = self._text_of(event)
+            text = self._text_of(event + _EVENT_END)
             if text is None:
                 return None
             texts.append(text)

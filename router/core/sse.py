@@ -62,10 +62,13 @@ class SseParser:
     @property
     def is_between_events(self) -> bool:
         """What is fed next begins an event, and nothing of it has come yet."""
-        return self._started and not (self._buffer or self._lines or self._event or self._after_cr)
+        return not (self._buffer or self._lines or self._event or self._after_cr)
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """The events that `chunk` completes. Raises SseOverflow."""
+        if self.is_between_events and (found := _of_one_line(chunk)):
+            self._started = True
+            return found
         if self._after_cr and chunk:
             self._after_cr = False
             if chunk[:1] == b"\n":
@@ -129,6 +132,18 @@ class SseParser:
         if not any(lines):
             return None
         return SseEvent(event, lines[0] if len(lines) == 1 else b"\n".join(lines))
+
+
+def _of_one_line(chunk: bytes) -> list[SseEvent] | None:
+    """The events of a chunk that has whole ones alone, with one line each: the usual one."""
+    if not chunk.endswith(b"\n\n") or b"\r" in chunk:
+        return None
+    events = []
+    for line in chunk[:-2].split(b"\n\n"):
+        if not line.startswith(b"data: ") or b"\n" in line or len(line) == len(b"data: "):
+            return None
+        events.append(SseEvent(b"", line[6:]))
+    return events
 
 
 def frame(payload: bytes) -> bytes:

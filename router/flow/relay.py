@@ -8,7 +8,6 @@ read from upstream, and no time limit of the upstream's runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt, Event, EventKind, Take
 from router.core import escalate, jsontext, rescue, sse
@@ -78,14 +77,16 @@ async def stream(
 ) -> None:
     """A streamed chat answer, to its end. Raises UpstreamError where it breaks."""
     outlet = _Outlet(sink, provenance, attempt)
-    relay = _Relay(attempt, charge, sink, progress.given, progress.spent)
+    spent = progress.spent
+    relay = _Relay(attempt, charge, sink, progress.given, spent)
     try:
         await _pass_on(backend, attempt, outlet, record, since_start_s, relay, progress)
         relay.learn()
         await outlet.finish(relay.finish(), relay.nanousd())
     finally:
-        charge.used(relay.own_usage())
-        progress.spent = relay.usage()
+        used = relay.own_usage()
+        charge.used(used)
+        progress.spent = together(spent, used)
 
 
 async def _pass_on(
@@ -123,6 +124,8 @@ async def _pass_on(
                     while relay.is_due and not await relay.keep_ahead():
                         if not await outlet.cut(relay.finish(), relay.nanousd()):
                             return
+                    # Thousands of streams wait for their next event: none keeps the last one.
+                    del events, frames
             finally:
                 opened.close()
     except UpstreamError:
@@ -171,13 +174,17 @@ class _Outlet:
             frames = b"".join(self._kept)
             if self._ladder.escalate_on:
                 _judge(self._attempt, escalate.of_stream(frames), frames)
-        await self.sink.end(frames, replace(self._provenance, cost_nanousd=nanousd))
+        await self.sink.end(frames, self._priced(nanousd))
 
     async def cut(self, frames: bytes, nanousd: int) -> bool:
         """Whether the stream goes on, for somebody else than who paid so far."""
         if self._is_keeping:
             return False
-        return await self.sink.cut(frames, replace(self._provenance, cost_nanousd=nanousd))
+        return await self.sink.cut(frames, self._priced(nanousd))
+
+    def _priced(self, nanousd: int) -> Provenance:
+        whom = self._provenance
+        return Provenance(whom.rung, whom.attempts, whom.clamped_to, nanousd, whom.is_short)
 
     def _keep(self, frames: bytes) -> None:
         self._kept.append(frames)

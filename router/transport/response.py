@@ -107,11 +107,12 @@ class HttpResponse:
                 if self._unpacker is not None:
                     self._unpacker.finish()
                 return b""
-            self._offer = offer
+            # As in `wait`, in whose place a stream is for most of its life.
+            self._offer, self._waiter = offer, self._loop.create_future()
             try:
-                await self.wait()
+                await self._waiter
             finally:
-                self._offer = None
+                self._offer = self._waiter = None
         return data
 
     async def read_all(self, bytes_max: int) -> bytes:
