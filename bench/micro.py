@@ -41,7 +41,7 @@ from router.core.limiter import Limiter, Ticket
 from router.core.percentiles import Recent
 from router.core.skeleton import Skeleton
 from router.core.sse import SseParser, frame
-from router.types import Call, ChatCall, Key, Ladder, Policy, Price, Rung, Task, Usage
+from router.types import Call, ChatCall, Key, Ladder, Policy, Price, Rung, Task
 
 BASELINE = Path(__file__).with_name("micro.json")
 # Creep beyond this fails; a function that has become this much cheaper asks for a new baseline.
@@ -90,7 +90,7 @@ def _able(_: Call, __: Rung) -> str | None:
 _VIEW = ladder.RungView()
 
 
-def _fresh(_: Rung) -> ladder.RungView:
+def _fresh(_: Ladder, __: Rung, ___: int) -> ladder.RungView:
     return _VIEW
 
 
@@ -140,8 +140,7 @@ def _terms() -> Work:
 
 
 def _cost() -> Work:
-    usage = Usage(120, 84)
-    return lambda: accounts.shown_usd(accounts.cost_of(_PRICE, usage))
+    return lambda: accounts.shown_usd(accounts.cost(_PRICE, 120, 84))
 
 
 def _place() -> Work:

@@ -25,7 +25,9 @@ def chat_call(service: Service, call_id: str, key: Key, body: Any) -> ChatCall:
     needs = chat_request.needs_of(body)
     if needs.images:
         chat_request.check_images(body, service.limits.images)
-    body, clamped_to = chat_request.clamp(body, key.limits.max_output_tokens)
+    clamped_to = None
+    if key.limits.max_output_tokens is not None:
+        body, clamped_to = chat_request.clamp(body, key.limits.max_output_tokens)
     options = body.get("stream_options")
     wants_usage = bool(options) and options.get("include_usage") is True
     stream = body.get("stream") is True

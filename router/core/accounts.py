@@ -11,7 +11,7 @@ import enum
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from router.types import NANO_USD, Price, Usage
+from router.types import NANO_USD, Price
 
 _PICO_A_NANO = 1_000
 _MINUTE_S = 60
@@ -79,10 +79,6 @@ def cost(price: Price, input_tokens: int, output_tokens: int) -> int:
     """Nano-dollars, rounded up: a fraction is charged and never given away."""
     pico = price.input_picousd * input_tokens + price.output_picousd * output_tokens
     return -(-pico // _PICO_A_NANO)
-
-
-def cost_of(price: Price, usage: Usage) -> int:
-    return cost(price, usage.input_tokens, usage.output_tokens)
 
 
 def affordable(price: Price, nanousd: int, input_tokens: int) -> int | None:

@@ -51,11 +51,15 @@ class BreakerSettings:
 
 
 class Breaker:
-    """`until` is when the next attempt may be made, or None where one may be made now."""
+    """`until` is when the next attempt may be made, or None where one may be made now.
+
+    `is_closed`: all may pass.
+    """
 
     def __init__(self, settings: BreakerSettings) -> None:
         self._settings = settings
         self._state = State.CLOSED
+        self.is_closed = True
         self._recent: deque[tuple[float, bool]] = deque()
         self._recent_failures = 0
         self._in_row = 0
@@ -73,11 +77,6 @@ class Breaker:
         if self._state is State.OPEN and self._is_over(now):
             return State.HALF_OPEN
         return self._state
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether all may pass."""
-        return self._state is State.CLOSED
 
     def until(self, now: float) -> float | None:
         return None if self.may_try(now) else self._until
@@ -169,6 +168,7 @@ class Breaker:
 
     def _begin(self, state: State, first_permit: Permit) -> None:
         self._state = state
+        self.is_closed = state is State.CLOSED
         self._first_permit = first_permit
         self._until = self._probe = None
         self._in_row = 0

@@ -71,7 +71,8 @@ def read(body: Any) -> Json:
             raise BadRequest(
                 f"{name} must be at least 1", code="integer_below_min_value", param=name
             )
-    _check_stop(body.get("stop"))
+        if name == "stop":
+            _check_stop(value)
     form = body.get("response_format")
     if form is not None:
         translated = _openai_response_format(form)
@@ -96,9 +97,8 @@ def needs_of(body: Json) -> Needs:
                 images += any(name in part for name in _MEDIA_URLS)
     tools, functions = body.get("tools"), body.get("functions")
     form = body.get("response_format")
-    for schema in (tools, functions, form):
-        if schema:
-            schema_chars += _json_chars(schema)
+    if tools or functions or form:
+        schema_chars += sum(_json_chars(one) for one in (tools, functions, form) if one)
     # By position, in the order of its fields: names cost as much again as the object.
     return Needs(
         size // _CHARS_PER_TOKEN_MAX,
@@ -216,7 +216,7 @@ def _check_message(message: Any, index: int) -> None:
         raise _wrong(f"messages[{index}].content", "an array of objects")
 
 
-def _check_stop(stop: Any) -> None:
+def _check_stop(stop: str | list[Any]) -> None:
     if isinstance(stop, list) and not all(isinstance(one, str) for one in stop):
         raise _wrong("stop", "a string or an array of strings")
 

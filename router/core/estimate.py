@@ -58,13 +58,15 @@ class Estimates:
 
     def prompt_tokens(self, needs: Needs) -> int:
         """The likeliest count."""
-        text = _prompt_chars(needs) * (self._prompt or 1 / _CHARS_PER_TOKEN)
+        chars = needs.prompt_chars + needs.schema_chars
+        text = chars * (self._prompt or 1 / _CHARS_PER_TOKEN)
         return round((self._template or _TEMPLATE_START) + text) + _IMAGE_TOKENS * needs.images
 
     def prompt_tokens_max(self, needs: Needs) -> int:
         """What to set aside for a prompt: seldom less than what will be reported."""
         known = self._prompt * _PROMPT_MARGIN
-        text = _prompt_chars(needs) * (known or 1 / _DENSE_CHARS_PER_TOKEN)
+        chars = needs.prompt_chars + needs.schema_chars
+        text = chars * (known or 1 / _DENSE_CHARS_PER_TOKEN)
         template = max(_TEMPLATE_TOKENS, self._template * _PROMPT_MARGIN)
         return int(text + template) + _IMAGE_TOKENS * needs.images
 
@@ -80,7 +82,7 @@ class Estimates:
 
     def learn_prompt(self, needs: Needs, tokens: int) -> None:
         """A report of a prompt. Nobody knows how it counts images."""
-        chars = _prompt_chars(needs)
+        chars = needs.prompt_chars + needs.schema_chars
         if tokens <= 0 or needs.images:
             return
         if chars < _PROMPT_CHARS_MIN:
@@ -121,10 +123,6 @@ class Estimates:
         if self.tokens_per_s <= MARGIN_TOKENS:
             return MARGIN_TOKENS
         return min(round(self.tokens_per_s), MARGIN_TOKENS_MAX)
-
-
-def _prompt_chars(needs: Needs) -> int:
-    return needs.prompt_chars + needs.schema_chars
 
 
 def _moved(known: float, seen: float) -> float:

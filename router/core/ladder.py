@@ -20,7 +20,7 @@ from router.errors import (
     StateUnavailable,
     UpstreamError,
 )
-from router.types import UNKNOWN_ABILITIES, Abilities, Call, Json, Policy, Price, Rung
+from router.types import UNKNOWN_ABILITIES, Abilities, Call, Json, Ladder, Policy, Price, Rung
 
 
 def _untimed() -> float | None:
@@ -52,20 +52,26 @@ class Unaffordable(NamedTuple):
     wait_s: float | None = None
 
 
-ViewOf = Callable[[Rung], RungView]
+# Of a ladder's rung, to a call of this priority.
+ViewOf = Callable[[Ladder, Rung, int], RungView]
 Unable = Callable[[Call, Rung], str | None]
 Affords = Callable[[Call, Rung, Price | None], Unaffordable | None]
 
 
 @dataclass(slots=True)
 class Step:
-    """One rung of a plan. `error` is what its attempt ended with, where it was tried and failed."""
+    """One rung of a plan. `error` is what its attempt ended with, where it was tried and failed.
+
+    `price` and `context` are the rung's, as far as they are known, where it may be tried.
+    """
 
     rung: Rung
     take: bool
     reason: str
     cause: str = ""
     wait_s: float | None = None
+    price: Price | None = None
+    context: int | None = None
     error: UpstreamError | None = None
 
 
@@ -74,11 +80,21 @@ class Plan(Sequence[Step]):
     mostly needs one. A slice shares its steps with the whole.
     """
 
-    __slots__ = ("_judge", "_places", "_rungs", "_steps")
+    __slots__ = ("_call", "_places", "_rungs", "_steps", "_unable", "_unaffordable", "_view_of")
 
-    def __init__(self, rungs: Sequence[Rung], judge: Callable[[Rung], Step]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        rungs: Sequence[Rung],
+        view_of: ViewOf,
+        unable: Unable,
+        unaffordable: Affords,
+    ) -> None:
+        self._call = call
         self._rungs = rungs
-        self._judge = judge
+        self._view_of = view_of
+        self._unable = unable
+        self._unaffordable = unaffordable
         self._places = range(len(rungs))
         self._steps: dict[int, Step] = {}
 
@@ -90,13 +106,16 @@ class Plan(Sequence[Step]):
 
     def __getitem__(self, place: int | slice) -> Step | Plan:
         if isinstance(place, slice):
-            part = Plan(self._rungs, self._judge)
+            part = Plan(self._call, self._rungs, self._view_of, self._unable, self._unaffordable)
             part._places, part._steps = self._places[place], self._steps
             return part
         at = self._places[place]
         step = self._steps.get(at)
         if step is None:
-            step = self._steps[at] = self._judge(self._rungs[at])
+            call, rung = self._call, self._rungs[at]
+            view = self._view_of(call.ladder, rung, call.key.priority)
+            step = _step(call, rung, view, self._unable, self._unaffordable)
+            self._steps[at] = step
         return step
 
     def __len__(self) -> int:
@@ -117,28 +136,33 @@ def plan(call: Call, view_of: ViewOf, unable: Unable, unaffordable: Affords) -> 
     `view_of` asks the board, `unable` the rung's backend whether its protocol can carry the call,
     `unaffordable` the ledger whether the key can pay for it.
     """
-
-    def judge(rung: Rung) -> Step:
-        return _step(call, rung, view_of(rung), unable, unaffordable)
-
-    return Plan(order(call.ladder.rungs, call.policy, view_of), judge)
+    rungs: Sequence[Rung] = call.ladder.rungs
+    if call.policy is not Policy.ORDER:
+        rungs = order(call, view_of)
+    return Plan(call, rungs, view_of, unable, unaffordable)
 
 
 def recheck(step: Step, call: Call, view: RungView, unable: Unable, unaffordable: Affords) -> None:
     """Ask again for a step whose turn comes after an attempt: the plan may be seconds old."""
     now = _step(call, step.rung, view, unable, unaffordable)
     step.take, step.reason, step.cause, step.wait_s = now.take, now.reason, now.cause, now.wait_s
+    step.price, step.context = now.price, now.context
 
 
-def order(rungs: Sequence[Rung], policy: Policy, view_of: ViewOf) -> Sequence[Rung]:
+def order(call: Call, view_of: ViewOf) -> Sequence[Rung]:
     """The rungs by policy; what is not known sorts last, ties keep the ladder's order."""
+    rungs, policy = call.ladder.rungs, call.policy
     if policy is Policy.ORDER:
         return rungs
     if policy is Policy.BEST:
         return rungs[::-1]
+
+    def viewed(rung: Rung) -> RungView:
+        return view_of(call.ladder, rung, call.key.priority)
+
     if policy is Policy.CHEAPEST:
-        return sorted(rungs, key=lambda rung: _price(rung, view_of(rung)))
-    return sorted(rungs, key=lambda rung: _speed(view_of(rung)))
+        return sorted(rungs, key=lambda rung: _price(rung, viewed(rung)))
+    return sorted(rungs, key=lambda rung: _speed(viewed(rung)))
 
 
 def abilities(rung: Rung, learned: Abilities) -> Abilities:
@@ -284,7 +308,7 @@ def _step(call: Call, rung: Rung, view: RungView, unable: Unable, unaffordable: 
         return Step(rung, False, view.closed, view.closed_cause, view.wait_s)
     if view.full is not None:
         return Step(rung, False, view.full, "busy")
-    return Step(rung, True, "may be tried")
+    return Step(rung, True, "may be tried", "", None, price, context)
 
 
 def _cause(step: Step) -> str:

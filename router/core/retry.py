@@ -49,27 +49,27 @@ class RetryBudget:
         self._settings = settings
         self._reserve = min(1.0, settings.reserve_max)
         self._at = now
+        # Since the last look; the bound holds for all together as for one after the other.
+        self._deposits = 0
 
-    def deposit(self, now: float) -> None:
+    def deposit(self) -> None:
         """A first attempt was made on the rung."""
-        self._grow(now, self._settings.share)
+        self._deposits += 1
 
     def withdraw(self, now: float) -> bool:
         """Whether a retry may be made; it is paid for."""
-        self._grow(now, 0.0)
+        self._grow(now)
         if self._reserve < 1.0:
             return False
         self._reserve -= 1.0
         return True
 
-    def _grow(self, now: float, by: float) -> None:
+    def _grow(self, now: float) -> None:
         settings = self._settings
         # A clock that stands still, or goes back, earns nothing.
-        if now > self._at:
-            by += settings.per_s * (now - self._at)
-            self._at = now
-        grown = self._reserve + by
-        self._reserve = grown if grown < settings.reserve_max else settings.reserve_max
+        earned = settings.per_s * max(0.0, now - self._at) + settings.share * self._deposits
+        self._at, self._deposits = max(self._at, now), 0
+        self._reserve = min(settings.reserve_max, self._reserve + earned)
 
 
 @dataclass(frozen=True, slots=True)

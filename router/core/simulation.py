@@ -328,7 +328,7 @@ class Simulation:
         if is_retry:
             rung.tally.retries += 1
         else:
-            rung.budget.deposit(now)
+            rung.budget.deposit()
             rung.tally.firsts += 1
             call.tries = 0
         call.tries += 1

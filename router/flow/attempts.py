@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 
 from router.backends.base import Backend, ChatAttempt, EmbedAttempt
+from router.core.ladder import Step
 from router.errors import (
     BUDGET_IN_USE,
     CallerError,
@@ -66,20 +67,31 @@ class Attempts:
     async def run(
         self,
         progress: Progress,
-        rung: Rung,
+        step: Step,
         sink: Sink,
         record: Record,
         started: float,
         has_next: Callable[[], bool],
     ) -> None:
         """Nobody waits for a place on a rung while a later one has room (`has_next`)."""
-        call = progress.call
-        gate = self._board.gate(call.ladder, rung)
+        call, rung = progress.call, step.rung
+        state = self._board.rung(call.ladder, rung)
+        gate = state.gate
         is_retry = bool(record.attempts) and any(
             one.rung.name == rung.name for one in record.attempts
         )
+        assert record.admission is not None
+        charge = Charge(
+            self._ledger,
+            record.admission,
+            call,
+            rung,
+            step.price,
+            state.estimates,
+            self._clock,
+        )
         if isinstance(call, EmbedCall):
-            charge = await self._hold(call, rung, record)
+            await self._open(charge, step)
             with _Turn(charge, record, rung, sink):
                 await self._embed(charge, rung, sink, record, gate, is_retry)
             return
@@ -87,7 +99,8 @@ class Attempts:
         if place is None:
             place = await self._wait(progress, gate, has_next, is_retry=is_retry)
         try:
-            charge = self._hold_at_once(call, rung, record) or await self._hold(call, rung, record)
+            if not charge.open_at_once(step.context):
+                await self._open(charge, step)
             is_first = record.first_token_s is None
             with _Turn(charge, record, rung, sink):
                 await self._relay(progress, charge, rung, sink, record, started, gate, place)
@@ -158,39 +171,14 @@ class Attempts:
             vectors, Provenance(rung, len(record.attempts), charge.clamped_to, cost)
         )
 
-    def _hold_at_once(self, call: Call, rung: Rung, record: Record) -> Charge | None:
-        """Set aside what an attempt may cost; None: `_hold` has to ask the store."""
-        charge, context = self._charge(call, rung, record)
-        try:
-            return charge if charge.open_at_once(context) else None
-        except StateUnavailable as refused:
-            raise _unpaid(refused) from None
-
-    async def _hold(self, call: Call, rung: Rung, record: Record) -> Charge:
+    async def _open(self, charge: Charge, step: Step) -> None:
         """Set aside what an attempt may cost. Raises NotLetIn where the key cannot pay for it."""
-        charge, context = self._charge(call, rung, record)
         try:
-            await charge.open(context)
+            await charge.open(step.context)
         except (CallerError, StateUnavailable) as refused:
-            raise _unpaid(refused) from None
-        return charge
+            raise NotLetIn(refused.message, money_cause(refused), refused.retry_after_s) from None
 
-    def _charge(self, call: Call, rung: Rung, record: Record) -> tuple[Charge, int | None]:
-        """A charge that is not open yet, and the rung's context."""
-        assert record.admission is not None
-        learned, price = self._board.learned(rung)
-        charge = Charge(
-            self._ledger,
-            record.admission,
-            call,
-            rung,
-            rung.price or price,
-            self._board.estimates(rung),
-            self._clock,
-        )
-        return charge, rung.abilities.context or learned.context
-
-    async def _relay(
+    def _relay(
         self,
         progress: Progress,
         charge: Charge,
@@ -200,7 +188,7 @@ class Attempts:
         started: float,
         gate: Gate,
         place: Place,
-    ) -> None:
+    ) -> Awaitable[None]:
         call = charge.call
         backend = self._backends[rung.backend]
         connect_s = call.ladder.limits.connect_s
@@ -208,15 +196,14 @@ class Attempts:
         chat = ChatAttempt(call, rung, connect_s, self._answer_bytes_max)
         attempts = len(record.attempts)
         if not call.stream:
-            await relay.answer(backend, chat, charge, sink, attempts)
-            return
+            return relay.answer(backend, chat, charge, sink, attempts)
         provenance = Provenance(rung, attempts, charge.clamped_to, is_short=charge.is_short)
 
         def speaks() -> float:
             gate.spoke(place)
             return self._clock() - started
 
-        await relay.stream(backend, chat, charge, sink, record, provenance, speaks, progress)
+        return relay.stream(backend, chat, charge, sink, record, provenance, speaks, progress)
 
     def _give_back(
         self, call: Call, rung: Rung, gate: Gate, place: Place, error: BaseException
@@ -272,7 +259,8 @@ class _Turn:
         trace: TracebackType | None,
     ) -> None:
         charge, record, attempt = self._charge, self._record, self._attempt
-        record.usage = together(record.usage, charge.close(error))
+        used = charge.close(error)
+        record.usage = used if record.usage is None else together(record.usage, used)
         record.nanousd += charge.nanousd
         if error is None:
             attempt.cause = ""
@@ -286,10 +274,6 @@ class _Turn:
                 record.rung = attempt.rung
         elif isinstance(error, asyncio.CancelledError):
             attempt.cause = "cancelled"
-
-
-def _unpaid(refused: RouterError) -> NotLetIn:
-    return NotLetIn(refused.message, money_cause(refused), refused.retry_after_s)
 
 
 def money_cause(refused: RouterError) -> str:

@@ -17,7 +17,7 @@ from router.core.estimate import Estimates
 from router.core.ladder import RungView
 from router.errors import UpstreamBusy, UpstreamError
 from router.flow.gate import Gate
-from router.types import UNKNOWN_ABILITIES, Abilities, Json, Ladder, Price, Rung
+from router.types import UNKNOWN_ABILITIES, Json, Ladder, Rung
 
 # A busy rung is left alone for as long as it asks, within reason.
 _BUSY_COOL_S_MAX = 60.0
@@ -39,9 +39,12 @@ class _BackendState:
 
 
 @dataclass(slots=True)
-class _RungState:
+class RungState:
+    """One rung's. `estimates` outlive a reload."""
+
     rung: Rung
     gate: Gate
+    estimates: Estimates
     made_with: tuple[int | None, int]
     backend: _BackendState
     closed: _Closed | None = None
@@ -65,7 +68,7 @@ class Board:
         self._clock = clock
         self._rand = rand
         self._tell = tell
-        self._rungs: dict[str, _RungState] = {}
+        self._rungs: dict[str, RungState] = {}
         self._backends: dict[str, _BackendState] = {}
         self._estimates: dict[str, Estimates] = {}
         self.alarms: dict[str, int] = defaultdict(int)
@@ -91,8 +94,10 @@ class Board:
             if state is None or state.made_with != wanted:
                 gate = Gate(*wanted, self._clock, self._rand, self._tells_of_breaker(name))
                 closed = None if state is None else state.closed
-                backend = self._backend(rungs[name].backend)
-                self._rungs[name] = _RungState(rungs[name], gate, wanted, backend, closed)
+                rung = rungs[name]
+                estimates = self._estimates.setdefault(name, Estimates())
+                backend = self._backend(rung.backend)
+                self._rungs[name] = RungState(rung, gate, estimates, wanted, backend, closed)
 
     def views(self, ladder: Ladder) -> dict[str, RungView]:
         """What is known of each of a ladder's rungs now, by their names."""
@@ -100,7 +105,7 @@ class Board:
 
     def view(self, ladder: Ladder, rung: Rung, priority: int = 0) -> RungView:
         """What the plan of a call of this priority may know of one rung now."""
-        state = self._rung(ladder, rung)
+        state = self.rung(ladder, rung)
         backend = state.backend
         if state.seen_by is not backend.probe:
             self._look_again(state)
@@ -108,20 +113,15 @@ class Board:
             return state.view
         return self._narrowed(ladder, state, priority)
 
-    def learned(self, rung: Rung) -> tuple[Abilities, Price | None]:
-        """What its backend says of the rung's model, and of its price."""
-        probe = self._backend(rung.backend).probe
-        return probe.models.get(rung.model, UNKNOWN_ABILITIES), probe.prices.get(rung.model)
-
-    def estimates(self, rung: Rung) -> Estimates:
-        """What is known of the rung's tokens; it outlives a reload."""
-        known = self._estimates.get(rung.name)
-        if known is None:
-            known = self._estimates[rung.name] = Estimates()
-        return known
+    def rung(self, ladder: Ladder, rung: Rung) -> RungState:
+        state = self._rungs.get(rung.name)
+        if state is None:
+            self.configure((ladder,))
+            state = self._rungs[rung.name]
+        return state
 
     def gate(self, ladder: Ladder, rung: Rung) -> Gate:
-        return self._rung(ladder, rung).gate
+        return self.rung(ladder, rung).gate
 
     def probed(self, backend: str, probe: Probe) -> bool:
         """Note a probe; whether the backend's state changed by it."""
@@ -149,7 +149,7 @@ class Board:
         status = f" ({error.upstream_status})" if error.upstream_status else ""
         reason = f"closed for {cool_s:g} s after: {error.cause}{status}"
         is_whole = error.closes == "backend"
-        state = self._backend(rung.backend) if is_whole else self._rung(ladder, rung)
+        state = self._backend(rung.backend) if is_whole else self.rung(ladder, rung)
         until, before = self._clock() + cool_s, state.closed
         state.closed = _Closed(until, reason, error.cause)
         if before is None or before.until + _TOLD_AGAIN_S < until:
@@ -163,7 +163,7 @@ class Board:
             if (rung := self._rungs.get(event["rung"])) is not None:
                 rung.gate.follow(event["open_s"])
             return
-        state: _RungState | _BackendState | None
+        state: RungState | _BackendState | None
         if "backend" in event:
             state = self._backend(event["backend"])
         else:
@@ -215,7 +215,7 @@ class Board:
             return {**row, "until": None, "reason": probe.reason or None}
         return {**row, "until": round(until, 1), "reason": reason}
 
-    def _look_again(self, state: _RungState) -> None:
+    def _look_again(self, state: RungState) -> None:
         """Its backend was probed."""
         model, probe = state.rung.model, state.backend.probe
         state.seen_by = probe
@@ -225,7 +225,7 @@ class Board:
             learned_price=probe.prices.get(model),
         )
 
-    def _narrowed(self, ladder: Ladder, state: _RungState, priority: int) -> RungView:
+    def _narrowed(self, ladder: Ladder, state: RungState, priority: int) -> RungView:
         """The view of a rung that may be closed, or full."""
         now, gate, view = self._clock(), state.gate, state.view
         closed = self._closed(ladder, state.rung, now)
@@ -243,19 +243,12 @@ class Board:
         return lambda open_s: self._tell({"rung": rung, "open_s": open_s})
 
     def _closed(self, ladder: Ladder, rung: Rung, now: float) -> _Closed | None:
-        for state in (self._rung(ladder, rung), self._backend(rung.backend)):
+        for state in (self.rung(ladder, rung), self._backend(rung.backend)):
             if state.closed is not None:
                 if state.closed.until > now:
                     return state.closed
                 state.closed = None
         return None
-
-    def _rung(self, ladder: Ladder, rung: Rung) -> _RungState:
-        state = self._rungs.get(rung.name)
-        if state is None:
-            self.configure((ladder,))
-            state = self._rungs[rung.name]
-        return state
 
     def _backend(self, name: str) -> _BackendState:
         state = self._backends.get(name)

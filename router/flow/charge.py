@@ -30,27 +30,22 @@ class Charge:
     `clock` gives monotonic seconds.
     """
 
-    __slots__ = (
-        "_admission",
-        "_choices",
-        "_clock",
-        "_grow_at",
-        "_hold",
-        "_ledger",
-        "_output_max",
-        "_price",
-        "_prompt_max",
-        "_rung",
-        "_share",
-        "call",
-        "clamped_to",
-        "cut_reason",
-        "estimates",
-        "is_short",
-        "nanousd",
-        "opened_at",
-        "usage",
-    )
+    # Fewer tokens were asked for than the client may have had, for want of money.
+    is_short = False
+    usage: Usage | None = None
+    # What was charged for it, once it is settled.
+    nanousd = 0
+    # Why the stream had to end, where it had to.
+    cut_reason = ""
+    opened_at = 0.0
+    _hold: Hold | None = None
+    _share: int | None = None
+    _prompt_max = 0
+    _choices = 1
+    # What the rung was told to produce at most, of all choices.
+    _output_max: int | None = None
+    # Output tokens at which the hold must grow; never, where they cost nothing.
+    _grow_at = math.inf
 
     def __init__(
         self,
@@ -64,44 +59,31 @@ class Charge:
     ) -> None:
         self.call = call
         self.clamped_to: int | None = call.clamped_to if isinstance(call, ChatCall) else None
-        # Fewer tokens were asked for than the client may have had, for want of money.
-        self.is_short = False
         self.estimates = estimates
         self._ledger = ledger
         self._admission = admission
         self._rung = rung
         self._price = price or _FREE
         self._clock = clock
-        self._hold: Hold | None = None
-        self._prompt_max = 0
-        self._choices = 1
-        # What the rung was told to produce at most, of all choices.
-        self._output_max: int | None = None
-        self.opened_at = 0.0
-        self.usage: Usage | None = None
-        self._share: int | None = None
-        # What was charged for it, once it is settled.
-        self.nanousd = 0
-        # Output tokens at which the hold must grow; never, where they cost nothing.
-        self._grow_at = math.inf
-        # Why the stream had to end, where it had to.
-        self.cut_reason = ""
 
     def open_at_once(self, context: int | None) -> bool:
-        """Hold what the attempt may use on a rung with that context; False: `open` has to ask the
-        store. Raises StateUnavailable."""
+        """Hold what the attempt may use on a rung with that context; False: it is for `open`."""
         room = self._ledger.room_at_once(self._admission)
         if room is None:
             return False
         terms = self._terms(context, *room)
-        hold = self._ledger.hold_at_once(
-            self._admission,
-            self.call.ladder.name,
-            self._rung,
-            self._price,
-            input_tokens=self._prompt_max,
-            output_tokens=terms.held_tokens,
-        )
+        try:
+            hold = self._ledger.hold_at_once(
+                self._admission,
+                self.call.ladder.name,
+                self._rung,
+                self._price,
+                self._prompt_max,
+                terms.held_tokens,
+            )
+        except StateUnavailable:
+            # The journal is full.
+            return False
         if hold is None:
             return False
         self._begin(hold, terms)
@@ -181,12 +163,13 @@ class Charge:
 
     def nanousd_of(self, usage: Usage) -> int:
         """What this usage costs here."""
-        return accounts.cost_of(self._price, usage)
+        return accounts.cost(self._price, usage.input_tokens, usage.output_tokens)
 
     def call_nanousd(self, usage: Usage | None) -> int:
         """What the call will have been charged, attempts before included, with this usage."""
-        own = accounts.cost_of(self._price, usage) if usage is not None else 0
-        own = own if self._share is None else self._share
+        own = self._share
+        if own is None:
+            own = 0 if usage is None else self.nanousd_of(usage)
         admission = self._admission if self._hold is None else self._hold.admission
         return admission.charged + own
 
@@ -213,16 +196,17 @@ class Charge:
             return _NO_OUTPUT
         self._prompt_max = estimates.prompt_tokens_max(call.needs)
         self._choices = call.body.get("n") or 1
+        holds_all = not call.stream or estimates.hides_reasoning
         return estimate.terms(
             chat_request.output_limit(call.body),
             self._choices,
-            not call.stream or estimates.hides_reasoning,
+            holds_all,
             self._prompt_max,
             None if context is None else context - call.needs.prompt_tokens_min,
             self._price,
             nanousd,
             tokens,
-            self._margin_tokens,
+            0 if holds_all else self._margin_tokens,
         )
 
     def _begin(self, hold: Hold, terms: Terms) -> None:

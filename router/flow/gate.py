@@ -128,7 +128,7 @@ class Gate:
         permit = self._breaker.enter(now)
         assert permit is not None, "a closed breaker lets everybody pass"
         if not is_retry:
-            self._budget.deposit(now)
+            self._budget.deposit()
         return Place(ticket, permit)
 
     async def enter(
@@ -156,7 +156,7 @@ class Gate:
             self._wake(self._limiter.leave(self._clock(), ticket, Outcome.OTHER))
             raise self._shut()
         if not is_retry:
-            self._budget.deposit(self._clock())
+            self._budget.deposit()
         return Place(ticket, permit)
 
     def spoke(self, place: Place) -> None:
@@ -172,8 +172,11 @@ class Gate:
         self._total.answered(now, now - place.ticket.began)
         if first_token_s is not None:
             self._first.timed(now, first_token_s)
-        self._succeeded(place, now)
-        self._wake(self._limiter.leave(now, place.ticket, Outcome.SERVED))
+        if self._breaker.succeeded(place.permit, now):
+            self._tell(None)
+        woken = self._limiter.leave(now, place.ticket, Outcome.SERVED)
+        if woken:
+            self._wake(woken)
 
     def failed(self, place: Place, error: UpstreamError) -> None:
         """The attempt failed. A full rung is not a broken one, nor is one that refuses a call."""

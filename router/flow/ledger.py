@@ -113,8 +113,7 @@ class Ledger:
         self, key: Key, purse: Purse, requests: Lease | None, concurrent: Lease | None
     ) -> Admission:
         if requests is not None:
-            requests.settle(1, 1)
-            self._books.touch(requests)
+            self._books.spend((requests,), 1, 1)
         purse.in_flight += 1
         return Admission(key, purse, concurrent)
 
@@ -127,8 +126,7 @@ class Ledger:
         admission.is_left = True
         admission.purse.in_flight -= 1
         if admission.concurrent is not None:
-            admission.concurrent.settle(1, 0)
-            self._books.touch(admission.concurrent)
+            self._books.spend((admission.concurrent,), 1, 0)
         if not admission.is_counted:
             self.count(admission, ladder, "")
 
@@ -151,7 +149,7 @@ class Ledger:
 
     def room_at_once(self, admission: Admission) -> tuple[int | None, int | None] | None:
         """The same; None: `room` has to ask the store."""
-        purse = self.purse(admission.key)
+        purse = self._purse_of(admission)
         for leases in (purse.money, purse.tokens):
             for lease in leases:
                 if not lease.answered:
@@ -169,9 +167,7 @@ class Ledger:
         output_tokens: int,
     ) -> Hold:
         """Set aside what an attempt may use. Raises QuotaUsedUp, RateLimited, StateUnavailable."""
-        hold = self.hold_at_once(
-            admission, ladder, rung, price, input_tokens=input_tokens, output_tokens=output_tokens
-        )
+        hold = self.hold_at_once(admission, ladder, rung, price, input_tokens, output_tokens)
         if hold is not None:
             return hold
         purse = self.purse(admission.key)
@@ -192,12 +188,11 @@ class Ledger:
         ladder: str,
         rung: Rung,
         price: Price,
-        *,
         input_tokens: int,
         output_tokens: int,
     ) -> Hold | None:
         """The same; None: `hold` has to ask the store. Raises StateUnavailable."""
-        purse = self.purse(admission.key)
+        purse = self._purse_of(admission)
         money, tokens = purse.money, purse.tokens
         nanousd = accounts.cost(price, input_tokens, output_tokens)
         token_count = input_tokens + output_tokens
@@ -264,10 +259,14 @@ class Ledger:
         row = hold.row
         nanousd = token_count = 0
         if usage is not None:
-            nanousd = accounts.cost_of(hold.price, usage) if share is None else share
-            token_count = usage.input_tokens + usage.output_tokens
-            row.input_tokens += usage.input_tokens
-            row.output_tokens += usage.output_tokens
+            input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+            if share is None:
+                nanousd = accounts.cost(hold.price, input_tokens, output_tokens)
+            else:
+                nanousd = share
+            token_count = input_tokens + output_tokens
+            row.input_tokens += input_tokens
+            row.output_tokens += output_tokens
             row.settled += nanousd
             if nanousd > hold.nanousd:
                 row.overrun += nanousd - hold.nanousd
@@ -277,13 +276,10 @@ class Ledger:
             hold.admission.is_counted = True
             row.requests += 1
         self._books.settled(hold.id, row)
-        touch = self._books.touch
-        for lease in hold.money:
-            lease.settle(hold.nanousd, nanousd)
-            touch(lease)
-        for lease in hold.tokens:
-            lease.settle(hold.token_count, token_count)
-            touch(lease)
+        if hold.money:
+            self._books.spend(hold.money, hold.nanousd, nanousd)
+        if hold.tokens:
+            self._books.spend(hold.tokens, hold.token_count, token_count)
         hold.admission.charged += nanousd
         return nanousd
 
@@ -330,6 +326,12 @@ class Ledger:
             purse.open(key, now_s, self._books.lease)
         purse.used_at = now_s
         return purse
+
+    def _purse_of(self, admission: Admission) -> Purse:
+        purse = admission.purse
+        if purse.key is admission.key and purse.since <= self.now_s() < purse.until:
+            return purse
+        return self.purse(admission.key)
 
     def held(self) -> dict[RowKey, int]:
         """The nano-dollars held now, by what usage is counted by."""

@@ -108,7 +108,7 @@ class Record:
 
     def of_call(self, call: Call) -> None:
         self.key, self.ladder = call.key.name, call.ladder.name
-        self.task = call.ladder.task.value
+        self.task = str(call.ladder.task)
         self.stream = isinstance(call, ChatCall) and call.stream
 
 
@@ -155,9 +155,10 @@ class _Kind:
         self.durations.observe(record.total_s)
         if record.first_token_s is not None:
             self.first_tokens.observe(record.first_token_s)
-        if record.usage is not None:
-            self.input_tokens.observe(record.usage.input_tokens)
-            self.output_tokens.observe(record.usage.output_tokens)
+        usage = record.usage
+        if usage is not None:
+            self.input_tokens.observe(usage.input_tokens)
+            self.output_tokens.observe(usage.output_tokens)
 
 
 class GenAiCounts:
@@ -272,13 +273,15 @@ class Observer:
         return counts
 
     def _count(self, record: Record, rung: str) -> None:
-        for attempt in record.attempts:
+        attempts = record.attempts
+        for attempt in attempts:
             self.attempts[attempt.rung.name, attempt.cause or "ok"] += 1
-        last = record.rung or (record.attempts[-1].rung if record.attempts else None)
-        if not record.attempts and record.cache in _WITHOUT_MODEL:
+        last = record.rung or (attempts[-1].rung if attempts else None)
+        if not attempts and record.cache in _WITHOUT_MODEL:
             last = None
         tried = "" if last is None else last.name
-        key = (record.ladder, record.task, _outcome(record.error), rung, tried)
+        outcome = _outcome(record.error) if record.error else "ok"
+        key = (record.ladder, record.task, outcome, rung, tried)
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = _Kind(last)
@@ -286,10 +289,11 @@ class Observer:
 
     def _put(self, line: bytes) -> None:
         """Have a line written, soon and behind those before it."""
-        if self._lines_bytes + len(line) > _LINES_BYTES_MAX:
+        size = len(line)
+        if self._lines_bytes + size > _LINES_BYTES_MAX:
             self.flush()
         self._lines.append(line)
-        self._lines_bytes += len(line)
+        self._lines_bytes += size
         if self._later is None:
             self.flush()
         elif not self._is_due:
@@ -301,6 +305,7 @@ class Observer:
         self.flush()
 
     def _line(self, record: Record, rung: str) -> bytes:
+        usage = record.usage
         line: Json = {
             "at": round(self._wall_clock(), 3),
             "event": "call",
@@ -323,10 +328,10 @@ class Observer:
             line["inputs"], line["cached_inputs"] = record.inputs, record.cached_inputs
         if record.first_token_s is not None:
             line["first_token_ms"] = round(record.first_token_s * 1000, 3)
-        if record.usage is not None:
-            line["input_tokens"] = record.usage.input_tokens
-            line["output_tokens"] = record.usage.output_tokens
-            line["estimated"] = record.usage.estimated
+        if usage is not None:
+            line["input_tokens"] = usage.input_tokens
+            line["output_tokens"] = usage.output_tokens
+            line["estimated"] = usage.estimated
             line["cost_usd"] = to_usd(record.nanousd)
         if record.client_request_id:
             line["client_request_id"] = record.client_request_id
@@ -334,8 +339,6 @@ class Observer:
 
 
 def _outcome(error: str) -> str:
-    if not error:
-        return "ok"
     return error if _OUTCOME.fullmatch(error) else "other"
 
 

@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from router.errors import StateUnavailable
@@ -28,9 +29,8 @@ _AFTER_TROUBLE_S = 60.0
 _IDLE_PURSE_S = 900.0
 
 
-def boot_s() -> float:
-    """Seconds that go on while the machine sleeps, and that no setting of the clock moves."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+# Seconds that go on while the machine sleeps, and that no setting of the clock moves.
+boot_s: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 async def open_ledger(

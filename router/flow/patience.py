@@ -50,8 +50,12 @@ class Patience:
         assert task is not None, "patience needs a task to cancel"
         self._task = task
         self._cancelling = task.cancelling()
-        self._watch = _Watch.of(loop)
-        self._watch.patient.add(self)
+        watch = _Watch.last
+        if watch is None or watch.loop is not loop:
+            # A process has one loop, and tests have one after the other.
+            watch = _Watch.last = _Watch(loop)
+        self._watch = watch
+        watch.patient.add(self)
         return self
 
     def __exit__(
@@ -98,7 +102,7 @@ class _Watch:
 
     __slots__ = ("_rests_until", "_timer", "looks_at", "loop", "patient")
 
-    _last: ClassVar[_Watch | None] = None
+    last: ClassVar[_Watch | None] = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -106,14 +110,6 @@ class _Watch:
         self.looks_at = math.inf
         self._rests_until = -math.inf
         self._timer: asyncio.TimerHandle | None = None
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> _Watch:
-        """The loop's. A process has one loop, and tests have one after the other."""
-        watch = cls._last
-        if watch is None or watch.loop is not loop:
-            watch = cls._last = cls(loop)
-        return watch
 
     def look_by(self, deadline: float) -> None:
         """Look at that moment, if not before, or as soon after it as the rest is over."""

@@ -16,7 +16,7 @@ from functools import partial
 from router.backends.base import Backend, State
 from router.core import ladder
 from router.core.embeddings import estimate_tokens
-from router.core.ladder import Plan, RungView, Step, Unaffordable
+from router.core.ladder import Plan, Step, Unaffordable
 from router.core.retry import RetryBudget, RetrySettings
 from router.errors import (
     ConnectFailed,
@@ -114,11 +114,7 @@ class Pipeline:
 
     def plan(self, call: Call) -> Plan:
         """Which rungs this call would try now, and why not the others."""
-
-        def view_of(rung: Rung) -> RungView:
-            return self._board.view(call.ladder, rung, call.key.priority)
-
-        return ladder.plan(call, view_of, self._unable, self._unaffordable)
+        return ladder.plan(call, self._board.view, self._unable, self._unaffordable)
 
     async def drain(self, limit_s: float) -> None:
         """Let what is being served end within the limit, then end it: each client hears why."""
@@ -186,9 +182,7 @@ class Pipeline:
                         later = steps[place + 1 :]
                         await self._hedge(progress, step, later, sink, record, started)
                     else:
-                        await self._attempts.run(
-                            progress, step.rung, sink, record, started, has_next
-                        )
+                        await self._attempts.run(progress, step, sink, record, started, has_next)
                     return True
                 except NotLetIn as closed:
                     step.take, step.reason = False, closed.reason
@@ -216,7 +210,7 @@ class Pipeline:
         """Ask this rung, and a later one beside it once it is slow."""
         rules = progress.call.ladder
         budget = self._hedging(rules)
-        budget.deposit(self._clock())
+        budget.deposit()
         beside = replace(record, attempts=[], usage=None, nanousd=0, first_token_s=None)
 
         def second() -> Run | None:
@@ -233,7 +227,7 @@ class Pipeline:
                 sink,
                 rules.limits.hedge_after_s,
                 lambda lane: self._attempts.run(
-                    progress, step.rung, lane, record, started, lambda: True
+                    progress, step, lane, record, started, lambda: True
                 ),
                 second,
             )
@@ -248,7 +242,7 @@ class Pipeline:
         progress.begin(record)
         step.take = False
         try:
-            await self._attempts.run(progress, step.rung, lane, record, started, lambda: True)
+            await self._attempts.run(progress, step, lane, record, started, lambda: True)
         except NotLetIn as closed:
             step.reason, step.cause, step.wait_s = closed.reason, closed.cause, closed.wait_s
             raise

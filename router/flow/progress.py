@@ -39,9 +39,9 @@ class Progress:
         self._call = call
         self._sink = sink
         self._may_rescue = (
-            isinstance(call, ChatCall)
+            call.ladder.rescue
+            and isinstance(call, ChatCall)
             and call.stream
-            and call.ladder.rescue
             and not call.ladder.commit_complete
             and rescue.unable(call.body) is None
         )
@@ -61,7 +61,7 @@ class Progress:
 
     def begin(self, record: Record) -> None:
         """An attempt begins: from nothing, or from what was given."""
-        if not self._is_continuing:
+        if self.call is self._call:
             self.spent = None
             record.first_token_s = None
             if isinstance(self._call, ChatCall) and self._may_rescue:

@@ -124,9 +124,12 @@ class Books:
             self._rows_of.setdefault(key.key, []).append(row)
         return row
 
-    def touch(self, lease: Lease) -> None:
-        """What was spent or held of it has changed."""
-        self._due[lease.account] = lease
+    def spend(self, leases: Iterable[Lease], held: int, spent: int) -> None:
+        """Turn what was held of each of these into what was used."""
+        for lease in leases:
+            lease.held -= held
+            lease.spent += spent
+            self._due[lease.account] = lease
 
     def draw_at_once(
         self, money: Iterable[Lease], nanousd: int, tokens: Iterable[Lease], token_count: int

@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from router.core import accounts
 from router.core.accounts import Meter
-from router.types import NANO_USD, Price, Usage, nanousd_of
+from router.types import NANO_USD, Price, nanousd_of
 
 NOW = datetime(2026, 2, 28, 23, 59, 59, 900_000, tzinfo=UTC)
 
@@ -82,7 +82,7 @@ def test_a_cost_is_rounded_up_and_by_less_than_one(
     )
     cost = accounts.cost(price, input_tokens, output_tokens)
     assert exact <= cost < exact + 1
-    assert accounts.cost_of(price, Usage(input_tokens, output_tokens)) == cost
+    assert accounts.cost(price, input_tokens, output_tokens) == cost
 
 
 @given(price=prices, nanousd=some.integers(0, 10**15), input_tokens=counts)

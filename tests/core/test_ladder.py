@@ -34,7 +34,7 @@ def rich(call: Call, rung: Rung, price: Price | None) -> None:
 
 
 def seen(views: dict[str, RungView]) -> ViewOf:
-    return lambda rung: views.get(rung.name, RungView())
+    return lambda ladder, rung, priority: views.get(rung.name, RungView())
 
 
 def call(needs: Needs = NOTHING, tier: str = "", policy: Policy = Policy.ORDER) -> ChatCall:
@@ -117,14 +117,14 @@ def test_what_a_protocol_cannot_carry_is_skipped_with_the_backends_words() -> No
 )
 def test_the_order_follows_the_policy(policy: Policy, expected: str) -> None:
     views = {B.name: RungView(first_token_s=lambda: 0.2)}
-    assert [rung.backend for rung in order(LADDER.rungs, policy, seen(views))] == list(expected)
+    assert [rung.backend for rung in order(call(policy=policy), seen(views))] == list(expected)
 
 
 def test_a_learned_price_counts_where_the_rung_has_none() -> None:
     dear, cheap = RungView(learned_price=Price(50, 50)), RungView(learned_price=Price(0, 0))
     for view, expected in ((dear, "cab"), (cheap, "bca")):
         views = {B.name: view, A.name: cheap}
-        assert [r.backend for r in order(LADDER.rungs, Policy.CHEAPEST, seen(views))] == list(
+        assert [r.backend for r in order(call(policy=Policy.CHEAPEST), seen(views))] == list(
             expected
         )
 

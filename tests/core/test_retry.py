@@ -123,9 +123,9 @@ def test_a_share_of_traffic_is_earned() -> None:
     budget = RetryBudget(replace(SETTINGS, share=0.25, per_s=0), 0)
     assert budget.withdraw(0)
     for _ in range(3):
-        budget.deposit(0)
+        budget.deposit()
         assert not budget.withdraw(0)
-    budget.deposit(0)
+    budget.deposit()
     assert budget.withdraw(0)
 
 
@@ -147,7 +147,7 @@ def test_retries_never_exceed_the_budget(
         now += seconds
         latest = max(latest, now)
         if is_call:
-            budget.deposit(now)
+            budget.deposit()
             calls += 1
         else:
             retries += budget.withdraw(now)
