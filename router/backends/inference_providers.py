@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from router.backends import openai_wire
 from router.backends.base import EMBED_LIMITS, ChatAttempt, EmbedAttempt, EventStream, Probe, State
 from router.config.secrets import Credential
-from router.core import embeddings, providers
+from router.core import answers, embeddings, providers
 from router.core.providers import CatalogueAbilities, CatalogueEntry, CataloguePrices, Served
 from router.errors import RungRefused, UpstreamError
 from router.hub.catalogue import Catalogue
@@ -96,13 +96,14 @@ class InferenceProvidersBackend:
 
     async def complete_chat(self, attempt: ChatAttempt) -> Answer:
         try:
-            return await openai_wire.complete(
+            raw = await openai_wire.post_json(
                 self._client,
                 f"{self._base}/v1/chat/completions",
                 self._headers(attempt.call.key),
                 _chat_body(attempt, stream=False),
                 attempt,
             )
+            return answers.check(raw, who=attempt.rung.name, call_id=attempt.call.id)
         except RungRefused as error:
             spare_others(error, attempt.call.key)
             raise

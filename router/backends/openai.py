@@ -20,6 +20,7 @@ from router.backends.base import (
     State,
 )
 from router.config.secrets import Credential
+from router.core import answers
 from router.core.chunks import twin_reasoning
 from router.core.embeddings import estimate_tokens
 from router.errors import UpstreamError
@@ -39,6 +40,7 @@ class OpenAiBackend:
     def __init__(self, name: str, url: str, client: HttpClient, *, credential: Credential) -> None:
         self.name = name
         self._base = url.rstrip("/").removesuffix("/v1")
+        self._chat_url = f"{self._base}/v1/chat/completions"
         self._client = client
         self.credential = credential
 
@@ -52,20 +54,21 @@ class OpenAiBackend:
     async def stream_chat(self, attempt: ChatAttempt) -> EventStream:
         return await openai_wire.open_stream(
             self._client,
-            f"{self._base}/v1/chat/completions",
+            self._chat_url,
             self.credential.headers(),
             self._body(attempt, stream=True),
             attempt,
         )
 
     async def complete_chat(self, attempt: ChatAttempt) -> Answer:
-        return await openai_wire.complete(
+        raw = await openai_wire.post_json(
             self._client,
-            f"{self._base}/v1/chat/completions",
+            self._chat_url,
             self.credential.headers(),
             self._body(attempt, stream=False),
             attempt,
         )
+        return answers.check(raw, who=attempt.rung.name, call_id=attempt.call.id)
 
     async def embed(self, attempt: EmbedAttempt) -> Embeddings:
         answer = await openai_wire.embed(

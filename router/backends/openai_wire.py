@@ -15,9 +15,10 @@ from router.core.refusal import refusal
 from router.core.sse import DONE, SseEvent, SseOverflow, SseParser
 from router.errors import CallerMistake, UpstreamBroken
 from router.transport.http import HttpClient, HttpResponse
-from router.types import Answer, Embeddings, Json
+from router.types import Embeddings, Json
 
 _ERROR_BODY_BYTES_MAX = 64 << 10
+_JSON_TYPES = frozenset({"application/json", "text/plain", ""})
 JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 STREAM_HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 
@@ -76,14 +77,6 @@ async def open_stream(
     return OpenAiStream(response, who, attempt.answer_bytes_max)
 
 
-async def complete(
-    client: HttpClient, url: str, headers: Mapping[str, str], body: Json, attempt: ChatAttempt
-) -> Answer:
-    """Post a chat request and read its whole answer. Raises UpstreamError."""
-    raw = await post_json(client, url, headers, body, attempt)
-    return answers.check(raw, who=attempt.rung.name, call_id=attempt.call.id)
-
-
 async def embed(
     client: HttpClient, url: str, headers: Mapping[str, str], body: Json, attempt: EmbedAttempt
 ) -> Embeddings:
@@ -108,13 +101,17 @@ async def post_json(
         body=encode(body),
         connect_s=attempt.connect_s,
     )
-    async with response:
-        await require_ok(response, who)
+    try:
+        if not 200 <= response.status < 300:
+            await require_ok(response, who)
         kind = response.content_type
         # Some local servers label their JSON text/plain; a page of HTML is never an answer.
-        if kind not in ("application/json", "text/plain", "") and not kind.endswith("+json"):
+        if kind not in _JSON_TYPES and not kind.endswith("+json"):
             raise UpstreamBroken(f"{who} answered with {kind} where JSON was asked for")
-        return await response.read_all(attempt.answer_bytes_max)
+        whole = response.whole(attempt.answer_bytes_max)
+        return await response.read_all(attempt.answer_bytes_max) if whole is None else whole
+    finally:
+        response.close()
 
 
 async def require_ok(response: HttpResponse, who: str) -> None:

@@ -91,7 +91,8 @@ class HttpResponse:
         while not self.status:
             if self._error is not None:
                 raise self._error
-            await self.wait()
+            self._waiter = self._loop.create_future()
+            await self._waiter
 
     async def read_chunk(self, offer: Callable[[bytes], bool] | None = None) -> bytes:
         """All that has arrived; b"" at the body's clean end. Raises UpstreamError.
@@ -115,10 +116,14 @@ class HttpResponse:
                 self._offer = self._waiter = None
         return data
 
-    async def read_all(self, bytes_max: int) -> bytes:
-        """The whole body. Raises UpstreamBroken when it is larger than `bytes_max`."""
+    def whole(self, bytes_max: int) -> bytes | None:
+        """The whole body where it came with the head, as it mostly does; else None."""
         if self._is_ended and self._unpacker is None and self._held_bytes <= bytes_max:
             return self._taken()
+        return None
+
+    async def read_all(self, bytes_max: int) -> bytes:
+        """The whole body. Raises UpstreamBroken when it is larger than `bytes_max`."""
         parts: list[bytes] = []
         size = 0
         while chunk := await self.read_chunk():
