@@ -113,7 +113,7 @@ async def _pass_on(
                     if relay.has_moved and (relay.error is None or outlet.sink.is_committed):
                         if record.first_token_s is None:
                             record.first_token_s = since_start_s()
-                        if frames and not outlet.sink.write_now(frames):
+                        if frames and not outlet.write_now(frames):
                             patience.pause()
                             await outlet.write(frames, is_whole=relay.is_whole)
                         # Once it is whole, only a usage chunk and [DONE] can come.
@@ -142,6 +142,7 @@ class _Outlet:
 
     __slots__ = (
         "_attempt",
+        "_has_begun",
         "_is_keeping",
         "_kept",
         "_kept_bytes",
@@ -155,9 +156,15 @@ class _Outlet:
         self._provenance = provenance
         self._attempt = attempt
         self._ladder = attempt.call.ladder
+        self._has_begun = False
         self._is_keeping = self._ladder.commit_complete
         self._kept: list[bytes] = []
         self._kept_bytes = 0
+
+    def write_now(self, frames: bytes) -> bool:
+        """Whether that needed no wait. The first of an attempt's frames tell whom they are from,
+        so they are for `write`."""
+        return self._has_begun and self.sink.write_now(frames)
 
     async def write(self, frames: bytes, *, is_whole: bool) -> None:
         if is_whole and self._ladder.escalate_on and not self.sink.is_committed:
@@ -165,6 +172,7 @@ class _Outlet:
         if self._is_keeping:
             self._keep(frames)
         else:
+            self._has_begun = True
             await self.sink.write(frames, self._provenance)
 
     async def finish(self, frames: bytes, nanousd: int) -> None:
