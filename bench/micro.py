@@ -30,6 +30,7 @@ from router.core import (
     jsontext,
     ladder,
     replay,
+    vectors,
 )
 from router.core.breaker import Breaker, BreakerSettings
 from router.core.byte_cache import ByteCache
@@ -249,7 +250,7 @@ def _embed_read() -> Work:
     return lambda: embed_request.read(jsontext.read(raw))
 
 
-def _vectors() -> Work:
+def _float_vectors() -> Work:
     values = [number / 1_000 for number in range(384)]
     body = jsontext.write(
         {
@@ -263,6 +264,36 @@ def _vectors() -> Work:
     def work() -> bytes:
         found = embeddings.read_openai(body, 1, who="fake/bench")
         return embeddings.write_openai(found, model="embed", base64=True)
+
+    return work
+
+
+def _base64_vectors() -> Work:
+    vector = vectors.to_base64(vectors.pack([number / 1_000 for number in range(384)]))
+    body = jsontext.write(
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": vector}],
+            "model": "bench",
+            "usage": {"prompt_tokens": 8, "total_tokens": 8},
+        }
+    )
+
+    def work() -> bytes:
+        found = embeddings.read_openai(body, 1, who="fake/bench")
+        return embeddings.write_openai(found, model="embed", base64=True)
+
+    return work
+
+
+def _kept() -> Work:
+    cache: ByteCache[bytes] = ByteCache(1 << 20, 86_400)
+    numbers = itertools.count()
+    vector = bytes(1_536)
+
+    def work() -> None:
+        key = next(numbers).to_bytes(32, "big")
+        cache.put(key, vector, len(vector), made_s=0.0, now_s=0.0, group="fake/bench")
 
     return work
 
@@ -296,11 +327,13 @@ CASES: dict[str, Callable[[], Work]] = {
     "pass one that is like it": _like_event,
     "learn a skeleton": _skeleton,
     "find in the cache": _cache_hit,
+    "keep in a full cache": _kept,
     "miss in the store": _cache_miss,
     "an answer as chunks": _replayed,
     "a chunk into an answer": _merged,
     "read an embeddings body": _embed_read,
-    "vectors in and out": _vectors,
+    "vectors in and out": _float_vectors,
+    "base64 vectors in and out": _base64_vectors,
     "batch sixteen inputs": _batched,
 }
 

@@ -223,15 +223,17 @@ class ByteCache(Generic[Value]):
 
     def _evict(self, oldest_s: float) -> None:
         """Make room by one entry: one that is of no use any more, else the least worth."""
-        length, figures = len(self._keys), self._figures
+        length, figures, groups = len(self._keys), self._figures, self._groups
         row, least, least_priority = self._hand, -1, 0.0
         for _ in range(_LOOKED_AT):
             row = (row + _STRIDE) % length
-            if self._is_over(row, oldest_s):
+            at = row * _FIGURES
+            # `_is_over`, without eight calls for each entry of a full cache.
+            if figures[at + _MADE] <= oldest_s or not groups[int(figures[at + _GROUP])].is_live:
                 self._hand = row
                 self._discard(row)
                 return
-            priority = figures[row * _FIGURES + _PRIORITY]
+            priority = figures[at + _PRIORITY]
             if least < 0 or priority < least_priority:
                 least, least_priority = row, priority
         self._hand = row

@@ -24,14 +24,18 @@ def pack(values: list[Any]) -> bytes:
         packed = array("f", values)
     except (TypeError, OverflowError) as error:
         raise ValueError("a vector must be a list of numbers") from error
-    _check_finite(packed)
     if _SWAP:
         packed.byteswap()
-    return packed.tobytes()
+    raw = packed.tobytes()
+    _check_finite(raw)
+    return raw
 
 
 def unpack(raw: bytes) -> list[float]:
-    return _values(raw).tolist()
+    values = array("f", raw)
+    if _SWAP:
+        values.byteswap()
+    return values.tolist()
 
 
 def from_base64(text: str) -> bytes:
@@ -42,9 +46,7 @@ def from_base64(text: str) -> bytes:
         raise ValueError("a vector is not valid base64") from error
     if not raw or len(raw) % 4:
         raise ValueError("a base64 vector is not a whole number of float32 values")
-    highest = raw[3::4]
-    if _HUGE in highest or _HUGE_NEGATIVE in highest:
-        _check_finite(_values(raw))
+    _check_finite(raw)
     return raw
 
 
@@ -83,14 +85,7 @@ def cosine(one: list[float], other: list[float]) -> float:
     return max(-1.0, min(1.0, dot / norms)) if norms else 0.0
 
 
-def _values(raw: bytes) -> array[float]:
-    values = array("f", raw)
-    if _SWAP:
-        values.byteswap()
-    return values
-
-
-def _check_finite(values: array[float]) -> None:
-    # A sum is finite only if all its parts are, and costs a tenth of testing each.
-    if not math.isfinite(sum(values)):
+def _check_finite(raw: bytes) -> None:
+    highest = raw[3::4]
+    if (_HUGE in highest or _HUGE_NEGATIVE in highest) and not math.isfinite(sum(unpack(raw))):
         raise ValueError("a vector has a value that is not a finite float32")

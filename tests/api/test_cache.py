@@ -693,6 +693,21 @@ async def test_what_was_kept_is_there_after_a_restart(tmp_path: Path) -> None:
     assert (len(model.chats), model.inputs) == (1, ["a", "b"])
 
 
+async def test_what_the_store_cannot_have_is_not_asked_for(tmp_path: Path) -> None:
+    state = f'[state]\nurl = "sqlite://{tmp_path}/state.db"'
+    async with FakeUpstream(Counting()) as up, open_house(config(up.url, state=state)) as house:
+        tier = house.shared.reuse.cache.tier
+        assert tier is not None
+        # It is read in the background, from the start on.
+        async with asyncio.timeout(5):
+            while tier.contents.may_have(bytes(32)):
+                await asyncio.sleep(0)
+        assert (await ask(house, HI))[2]["x-rungway-cache"] == "miss"
+        assert (await ask(house, HI))[2]["x-rungway-cache"] == "hit"
+        _, text, _ = await house.get("/metrics", auth("alice"))
+        assert b'cache_lookups_total{kind="chat",result="miss",tier="store"} 1.0' in text
+
+
 async def test_memory_s_state_has_no_second_copy() -> None:
     async with serving() as (house, _):
         assert house.shared.reuse.cache.tier is None
