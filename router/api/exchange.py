@@ -44,6 +44,22 @@ class Exchange:
     nobody where the route is for everybody.
     """
 
+    __slots__ = (
+        "_arrived",
+        "_body",
+        "_clock",
+        "_cors",
+        "argument",
+        "body_bytes",
+        "id",
+        "key",
+        "origin",
+        "record",
+        "request",
+        "service",
+        "shared",
+    )
+
     def __init__(
         self,
         request: Request,
@@ -69,15 +85,28 @@ class Exchange:
         if client_id is not None:
             self.record.client_request_id = _printable(client_id[:_CLIENT_ID_CHARS_MAX])
 
+    def recognise(self) -> Key | None:
+        """The caller's key, which is `key` from now on; None where the store has to be asked.
+
+        Raises Unauthenticated.
+        """
+        key = self.service.guard.known(self.request.header("authorization"))
+        return None if key is None else self._came_as(key)
+
     async def authenticate(self) -> Key:
-        """The caller's key, which is `key` from now on. Raises Unauthenticated."""
-        guard = self.service.guard
-        self.key = await guard.authenticate(self.request.header("authorization"))
-        self.record.key = self.key.name
-        return self.key
+        """As `recognise`, asking the store."""
+        return self._came_as(
+            await self.service.guard.authenticate(self.request.header("authorization"))
+        )
+
+    def _came_as(self, key: Key) -> Key:
+        self.key = key
+        self.record.key = key.name
+        return key
 
     def wishes(self) -> Wishes:
-        """What the headers ask for beside the body."""
+        """What the headers ask for beside the body, which is let go."""
+        body, self._body = self._body, b""
         header = self.request.header
         control, name = header("cache-control"), header("idempotency-key")
         if control is None and name is None:
@@ -90,7 +119,7 @@ class Exchange:
                     f"Idempotency-Key must have 1 to {_IDEMPOTENCY_CHARS_MAX} printable characters",
                     code="invalid_idempotency_key",
                 )
-            again = Again(name, fingerprint(self.record.route, self._body))
+            again = Again(name, fingerprint(self.record.route, body))
         return Wishes(read_control(control), again)
 
     def elapsed_s(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
 from router.api import hooks, keys, openai, ops, usage
 from router.api.answer import send
@@ -28,6 +29,7 @@ from router.flow.observe import Record
 _log = logging.getLogger("rungway")
 
 _SHOWN_CHARS_MAX = 200
+_TARGETS_KEPT = 64
 
 
 class Gateway:
@@ -145,7 +147,7 @@ class Gateway:
         elif self.shared.is_draining:
             raise Draining("Rungway is going down; ask again in a moment")
         if caller is not Caller.ANYBODY:
-            key = await exchange.authenticate()
+            key = exchange.recognise() or await exchange.authenticate()
             if caller is Caller.ADMIN:
                 ops.require_admin(key)
         return await route.handler(exchange)
@@ -175,6 +177,8 @@ def _is_from_here(request: Request) -> bool:
     return isinstance(peer, tuple) and is_loopback(str(peer[0]))
 
 
+# Most ask for one of a few, and nobody's may be longer than a head.
+@lru_cache(_TARGETS_KEPT)
 def _plain_path(target: str) -> str:
     """The path as the routes are named: still encoded, without `/v1` and the trailing slash."""
     path = target

@@ -60,20 +60,15 @@ class Guard:
         )
 
     async def authenticate(self, authorization: str | None) -> Key:
-        """The key of a call; it awaits only where the store has to be asked.
+        """The key of a call.
 
         Raises Unauthenticated, never with the key in its text, or StateUnavailable.
         """
-        if self.open_key is not None:
-            return self.open_key
-        scheme, _, secret = (authorization or "").strip().partition(" ")
-        secret = secret.strip()
-        if scheme.lower() != "bearer" or not secret:
-            raise Unauthenticated(
-                "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key"
-            )
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        return self.keys.known(digest) or await self.keys.find(digest)
+        return self.known(authorization) or await self.keys.find(_digest(authorization))
+
+    def known(self, authorization: str | None) -> Key | None:
+        """As `authenticate`; None where the store has to be asked."""
+        return self.open_key or self.keys.known(_digest(authorization))
 
     def cors(self, origin: str | None) -> dict[str, str]:
         """The headers that let a listed page read the answer."""
@@ -102,6 +97,16 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         return _is_of_this_machine(host) or host_name(host) in self.hosts
+
+
+def _digest(authorization: str | None) -> bytes:
+    scheme, _, secret = (authorization or "").strip().partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not secret:
+        raise Unauthenticated(
+            "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key"
+        )
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 @lru_cache(_HOSTS_KEPT)

@@ -42,6 +42,24 @@ class HttpSink:
     route owes.
     """
 
+    __slots__ = (
+        "_beating",
+        "_expected_at",
+        "_head",
+        "_is_ended",
+        "_keepalive_s",
+        "_loop",
+        "_render",
+        "_request",
+        "_stream",
+        "_tasks",
+        "_timer",
+        "_words",
+        "_wrote_at",
+        "is_committed",
+        "is_started",
+    )
+
     def __init__(
         self,
         request: Request,
@@ -62,7 +80,6 @@ class HttpSink:
         self._words = _KEEP_ALIVE
         self._expected_at = self._wrote_at = 0.0
         self._is_ended = False
-        self._loop = asyncio.get_running_loop()
         self.is_committed = False
         self.is_started = False
 
@@ -75,6 +92,7 @@ class HttpSink:
 
     def expect_stream(self) -> None:
         """A stream will be the answer: from now on a client that waits gets comments."""
+        self._loop = asyncio.get_running_loop()
         self._expected_at = self._wrote_at = self._loop.time()
         self._timer = self._loop.call_later(self._keepalive_s, self._look)
 
