@@ -19,6 +19,7 @@ from router.core.sse import DONE_FRAME, comment
 from router.errors import RouterError
 from router.flow.sink import Provenance
 from router.flow.tasks import Tasks
+from router.flow.watch import Watch
 from router.types import Answer, Embeddings
 
 _STREAM_LINES = lines(
@@ -53,9 +54,10 @@ class HttpSink:
         "_request",
         "_stream",
         "_tasks",
-        "_timer",
+        "_watch",
         "_words",
         "_wrote_at",
+        "deadline",
         "is_committed",
         "is_started",
     )
@@ -75,7 +77,8 @@ class HttpSink:
         self._tasks = tasks
         self._render = render
         self._stream: Stream | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._watch: Watch | None = None
+        self.deadline = 0.0
         self._beating: asyncio.Task[None] | None = None
         self._words = _KEEP_ALIVE
         self._expected_at = self._wrote_at = 0.0
@@ -94,7 +97,8 @@ class HttpSink:
         """A stream will be the answer: from now on a client that waits gets comments."""
         self._loop = asyncio.get_running_loop()
         self._expected_at = self._wrote_at = self._loop.time()
-        self._timer = self._loop.call_later(self._keepalive_s, self._look)
+        self._watch = Watch.of(self._loop)
+        self._look_at(self._wrote_at + self._keepalive_s)
 
     async def write(self, frames: bytes, provenance: Provenance) -> None:
         self.is_committed = True
@@ -117,7 +121,9 @@ class HttpSink:
             # words wait a little for an answer.
             self._words = frame
             if self._loop.time() - self._expected_at < _COMMENT_HOLD_S:
-                self._look_within(_COMMENT_HOLD_S)
+                limit = self._loop.time() + _COMMENT_HOLD_S
+                if self.deadline > limit:
+                    self._look_at(limit)
                 return
         stream = self._stream or self._start(None)
         self._wrote_at = self._loop.time()
@@ -170,20 +176,21 @@ class HttpSink:
         self.is_started = True
         return stream
 
-    def _look(self) -> None:
+    def expire(self) -> None:
         """Send a comment if nothing was written for long; then look again in time."""
-        waited_s = self._loop.time() - self._wrote_at
+        now = self._loop.time()
+        waited_s = now - self._wrote_at
         has_words = self._stream is None and self._words is not _KEEP_ALIVE
         if has_words or waited_s >= self._keepalive_s:
             waited_s = 0.0
             if self._beating is None or self._beating.done():
                 self._beating = self._tasks.spawn(self._beat(), "keep-alive comment")
-        self._timer = self._loop.call_later(self._keepalive_s - waited_s, self._look)
+        self._look_at(now + self._keepalive_s - waited_s)
 
-    def _look_within(self, limit_s: float) -> None:
-        if self._timer is not None and self._timer.when() > self._loop.time() + limit_s:
-            self._timer.cancel()
-            self._timer = self._loop.call_later(limit_s, self._look)
+    def _look_at(self, moment: float) -> None:
+        self.deadline = moment
+        if self._watch is not None:
+            self._watch.add(self)
 
     async def _beat(self) -> None:
         try:
@@ -196,8 +203,9 @@ class HttpSink:
             return
 
     def _rest(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._watch is not None:
+            self._watch.patient.discard(self)
+            self._watch = None
         if self._beating is not None:
             self._beating.cancel()
 

@@ -1,9 +1,6 @@
 """Time limits by phase for one attempt, cheap enough to set for each call and move at each event.
 
-A limit is a number, and one timer of the loop's looks at all of them (`_Watch`): a call has none of
-its own. It looks when the first limit may have passed, and no sooner than `_LOOK_EACH_S` for each
-of them after it last did, so that looking takes the loop about a hundredth of its time. That is how
-late a limit is noticed at worst: 50 ms where ten thousand are waited for, a millisecond with few.
+A limit is a number that the loop's watch looks at: a call has no timer of its own.
 """
 
 from __future__ import annotations
@@ -11,13 +8,10 @@ from __future__ import annotations
 import asyncio
 import math
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 from router.errors import UpstreamTimeout
-
-# To look at one limit takes some 50 ns.
-_LOOK_EACH_S = 5e-6
-_REST_S_MIN = 1e-3
+from router.flow.watch import Watch
 
 
 class Patience:
@@ -50,10 +44,9 @@ class Patience:
         assert task is not None, "patience needs a task to cancel"
         self._task = task
         self._cancelling = task.cancelling()
-        watch = _Watch.last
+        watch = Watch.last
         if watch is None or watch.loop is not loop:
-            # A process has one loop, and tests have one after the other.
-            watch = _Watch.last = _Watch(loop)
+            watch = Watch.of(loop)
         self._watch = watch
         watch.patient.add(self)
         return self
@@ -95,40 +88,3 @@ class Patience:
         """The limit has passed."""
         self._has_expired = True
         self._task.cancel()
-
-
-class _Watch:
-    """Looks after everybody who is `patient` on one loop, with one timer."""
-
-    __slots__ = ("_rests_until", "_timer", "looks_at", "loop", "patient")
-
-    last: ClassVar[_Watch | None] = None
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.patient: set[Patience] = set()
-        self.looks_at = math.inf
-        self._rests_until = -math.inf
-        self._timer: asyncio.TimerHandle | None = None
-
-    def look_by(self, deadline: float) -> None:
-        """Look at that moment, if not before, or as soon after it as the rest is over."""
-        when = max(deadline, self._rests_until)
-        if when >= self.looks_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self.looks_at = when
-        self._timer = self.loop.call_at(when, self._look)
-
-    def _look(self) -> None:
-        now = self.loop.time()
-        self._timer, self.looks_at = None, math.inf
-        self._rests_until = now + max(_REST_S_MIN, _LOOK_EACH_S * len(self.patient))
-        due = [one for one in self.patient if one.deadline <= now]
-        self.patient.difference_update(due)
-        for one in due:
-            one.expire()
-        first = min((one.deadline for one in self.patient), default=math.inf)
-        if first < math.inf:
-            self.look_by(first)
