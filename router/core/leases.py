@@ -115,12 +115,11 @@ class Lease:
         used = self.settled if self.settled > self.spent else self.spent
         return self.answered > 0 and self.limit - used < amount
 
-    def hold(self, amount: int) -> bool:
-        """Set this aside, or change nothing and say no."""
-        if not self.has_room(amount):
-            return False
+    def draw(self, amount: int, now: float) -> bool:
+        """Set aside what there is room for; whether it is time to ask for the next block."""
         self.held += amount
-        return True
+        self.used_at = now
+        return self.free > 0 and self.granted - self.spent - self.held < self.low
 
     def settle(self, held: int, spent: int) -> None:
         """Turn a hold into what was really used, which may be more."""

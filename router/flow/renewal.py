@@ -127,8 +127,7 @@ class Books:
     def spend(self, leases: Iterable[Lease], held: int, spent: int) -> None:
         """Turn what was held of each of these into what was used."""
         for lease in leases:
-            lease.held -= held
-            lease.spent += spent
+            lease.settle(held, spent)
             self._due[lease.account] = lease
 
     def draw_at_once(
@@ -146,25 +145,25 @@ class Books:
             if not lease.has_room(token_count):
                 return False
         for lease in money:
-            self._draw(lease, nanousd, now)
+            if lease.draw(nanousd, now):
+                self._renew(lease)
         for lease in tokens:
-            self._draw(lease, token_count, now)
+            if lease.draw(token_count, now):
+                self._renew(lease)
         return True
 
     def draw(self, wants: Wants) -> None:
         """Hold what there is known to be room for."""
         now = self.boot_s()
         for lease, amount in wants:
-            self._draw(lease, amount, now)
+            if lease.draw(amount, now):
+                self._renew(lease)
 
-    def _draw(self, lease: Lease, amount: int, now: float) -> None:
+    def _renew(self, lease: Lease) -> None:
         """Ask for the next block before this one is used up."""
-        lease.held += amount
-        lease.used_at = now
-        if lease.granted - lease.spent - lease.held < lease.low and lease.free:
-            lease.low = 0
-            self._due[lease.account] = lease
-            self._wake.set()
+        lease.low = 0
+        self._due[lease.account] = lease
+        self._wake.set()
 
     def totals_of(self, key: RowKey) -> Totals | None:
         """What is counted in a row so far; None: nothing."""

@@ -76,15 +76,25 @@ def test_a_grant(ask: Ask, row: Row, others: int, live: int, expected: Row) -> N
 
 def test_a_lease_holds_within_its_grant_and_settles_what_was_used() -> None:
     lease = Lease(ACCOUNT, LIMIT, granted=100)
-    assert lease.hold(60)
-    assert not lease.hold(41)
+    assert lease.has_room(60)
+    lease.draw(60, 1.0)
+    assert not lease.has_room(41)
     assert (lease.room, lease.held) == (40, 60)
     lease.settle(60, 70)
     assert (lease.room, lease.held, lease.spent) == (30, 0, 70)
     lease.settle(0, 50)
     assert lease.room == -20
-    assert lease.hold(0)
-    assert not lease.hold(1)
+    assert lease.has_room(0)
+    assert not lease.has_room(1)
+
+
+def test_a_lease_says_once_it_is_low_that_the_next_block_is_due() -> None:
+    lease = Lease(ACCOUNT, LIMIT, granted=100, low=50, free=1)
+    assert not lease.draw(50, 1.0)
+    assert lease.draw(1, 2.0)
+    assert (lease.held, lease.used_at) == (51, 2.0)
+    lease.free = 0
+    assert not lease.draw(1, 3.0), "nothing is to be had"
 
 
 def test_a_lease_takes_no_older_answer_than_it_took() -> None:
@@ -209,7 +219,9 @@ class Budgets(RuleBasedStateMachine):
     @rule(seat=processes, amount=amounts)
     def hold(self, seat: int, amount: int) -> None:
         _, owner = self.owner(seat)
-        if owner.lease(self.window, self.limit).hold(amount):
+        lease = owner.lease(self.window, self.limit)
+        if lease.has_room(amount):
+            lease.draw(amount, 0.0)
             owner.holds.append((self.window, amount))
 
     @rule(seat=processes, used=some.floats(0, 1), beyond=some.sampled_from((0, 0, 0, 7)))
@@ -312,10 +324,11 @@ def test_nearly_the_whole_budget_can_be_spent_with_small_holds(count: int, amoun
 
     def call(process: int, owner: Owner) -> bool:
         lease = owner.lease(0, limit)
-        if not lease.hold(amount):
+        if not lease.has_room(amount):
             lease.take(books.answer(process, owner.ask(lease, amount, True), count))
-            if not lease.hold(amount):
+            if not lease.has_room(amount):
                 return False
+        lease.draw(amount, 0.0)
         lease.settle(amount, amount)
         return True
 
