@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from router.core import jsontext
+from router.core.skeleton import Skeleton
 from router.types import Json
 
 _PIECE_CHARS_MAX = 128
@@ -26,6 +27,8 @@ _FILLING = frozenset({"obfuscation"})
 _TEXTS = ("reasoning", "reasoning_content", "content", "refusal")
 # Where a call's own text is, by the kind of call.
 _CALL_TEXTS = {"function": "arguments", "custom": "input"}
+# So many skeletons that no chunk was like show a stream whose chunks are never alike.
+_VAIN_MAX = 16
 
 
 class _Unmergeable(Exception):
@@ -180,6 +183,11 @@ class Whole:
         except _Unmergeable:
             self._is_mergeable = False
             self._fields, self._choices = {}, {}
+
+    def may_be_told_at_once(self, chunk: Json) -> bool:
+        """Whether chunks that differ from this one, taken last, in their text alone may be one."""
+        # Logprobs add up from chunk to chunk, as texts do.
+        return self._is_mergeable and not any(one.get("logprobs") for one in chunk["choices"])
 
     def answer(self) -> Json | None:
         """The whole answer, or None where it is not complete or cannot be put together."""
@@ -360,9 +368,36 @@ def is_cut(answer: bytes) -> bool:
 def whole_of(payloads: Iterable[bytes]) -> Json | None:
     """The whole answer that these chunks' payloads say, or None. Raises ValueError on no JSON."""
     whole = Whole()
+    skeleton: Skeleton | None = None
+    vain = 0
+    chunk: Any = None
+    texts: list[str] = []
     for payload in payloads:
-        whole.take(jsontext.read(payload))
+        text = None if skeleton is None else skeleton.text_of(b"data: %b\n\n" % payload)
+        if text is not None:
+            texts.append(text)
+            vain = 0
+            continue
+        if texts:
+            whole.take(_with_text(chunk, texts))
+            texts = []
+        chunk = jsontext.read(payload)
+        whole.take(chunk)
+        skeleton = None
+        if vain < _VAIN_MAX and whole.may_be_told_at_once(chunk):
+            skeleton = Skeleton.of(payload, chunk)
+            vain += 1
+    if texts:
+        whole.take(_with_text(chunk, texts))
     return whole.answer()
+
+
+def _with_text(chunk: Json, texts: list[str]) -> Json:
+    """What chunks say together that differ from this one in nothing but their text. All else of
+    it is merged a second time, as it would be with each of them."""
+    (choice,) = chunk["choices"]
+    delta = {**choice["delta"], "content": "".join(texts)}
+    return {**chunk, "choices": [{**choice, "delta": delta}]}
 
 
 def _once(fields: Json, name: str, value: Any) -> None:

@@ -69,13 +69,14 @@ class Skeleton:
             return inside.decode("ascii"), 1 if inside else 0
         texts = []
         for event in data[: -len(_EVENT_END)].split(_EVENT_END):
-            text = self._text_of(event + _EVENT_END)
+            text = self.text_of(event + _EVENT_END)
             if text is None:
                 return None
             texts.append(text)
         return "".join(texts), sum(map(bool, texts))
 
-    def _text_of(self, event: bytes) -> str | None:
+    def text_of(self, event: bytes) -> str | None:
+        """The text of one whole event, if it is of this skeleton."""
         before, after = self._before, self._after
         if len(event) < len(before) + len(after):
             return None

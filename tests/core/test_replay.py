@@ -299,3 +299,63 @@ class TestGathering:
 )
 def test_what_could_not_be_longer_says_so(answer: bytes, *, is_cut: bool) -> None:
     assert replay.is_cut(answer) is is_cut
+
+
+def gathered_each(payloads: list[bytes]) -> Any:
+    """What the chunks say, each read by itself."""
+    found = Whole()
+    for payload in payloads:
+        found.take(json.loads(payload))
+    return found.answer()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["", "a", 'say "', "\\", "\xe9", "\ud83d", "\ude00", "\u2028", "\n", "\x7f"]
+            ),
+            st.sampled_from(
+                [
+                    {},
+                    {},
+                    {},
+                    {"created": 2},
+                    {"provider": "p"},
+                    {"timings": [1]},
+                    {"usage": {"prompt_tokens": 1}},
+                ]
+            ),
+            st.sampled_from([None, None, None, {"content": [{"token": "a"}]}]),
+            st.sampled_from([0, 0, 0, 1]),
+            st.sampled_from([None, None, None, "x"]),
+        )
+    ),
+    st.booleans(),
+)
+def test_chunks_that_are_alike_say_together_what_they_say_each(
+    said: list[tuple[str, Any, Any, int, Any]], spaced: bool
+) -> None:
+    payloads = []
+    for text, fields, logprobs, index, extra in said:
+        delta = {"content": text} if extra is None else {"content": text, "extra": extra}
+        one = chunk(delta, index=index, **fields)
+        one["choices"][0]["logprobs"] = logprobs
+        payloads.append(json.dumps(one, separators=(", ", ": ") if spaced else (",", ":")).encode())
+    for index in {0, *(index for _, _, _, index, _ in said)}:
+        payloads.append(json.dumps(chunk(finish="stop", index=index)).encode())
+    assert whole_of(payloads) == gathered_each(payloads)
+
+
+def test_a_run_of_chunks_is_read_as_one() -> None:
+    payloads = [json.dumps(chunk({"content": f"{number} "})).encode() for number in range(1000)]
+    payloads.append(json.dumps(END).encode())
+    found: Any = whole_of(payloads)
+    assert found["choices"][0]["message"]["content"].split() == [str(one) for one in range(1000)]
+    assert found == gathered_each(payloads)
+
+
+def test_what_must_come_once_may_not_come_with_each_chunk_of_a_run() -> None:
+    payloads = [json.dumps(chunk({"content": "a"}, timings=[1])).encode()] * 3
+    assert whole_of([*payloads, json.dumps(END).encode()]) is None
+    assert whole_of([payloads[0], json.dumps(END).encode()]) is not None
