@@ -1,8 +1,8 @@
 """An answer that is there already, or on its way, is used again: kept, joined, or told once more.
 
 The order for a call: its Idempotency-Key, the cache, an identical call in flight, its own climb.
-Whoever climbs for others does it into a `SharedSink`, and then goes on without a caller where the
-key drains, where an Idempotency-Key was given, or where somebody joined.
+Who climbs where others may join does it into a `SharedSink`, and goes on when its own client leaves
+where the key drains, where an Idempotency-Key was given, or where somebody joined.
 """
 
 from __future__ import annotations
@@ -105,14 +105,15 @@ class Reuse:
         if slot is None and not call.key.drains:
             await climb(call, sink, record)
             return
+        flight_key = _flight_key(call, slot)
         if slot is not None:
             record.cache = "miss"
             # Whom one may join has asked the store, and found nothing.
-            is_asked = self._sharing.has(_flight_key(call, slot))
+            is_asked = self._sharing.has(flight_key)
             kept = await self.cache.find(slot, in_memory=is_asked)
             if kept is not None and await _tell(kept, call, sink, record):
                 return
-        await self._share(call, slot, sink, record, climb)
+        await self._share(call, slot, flight_key, sink, record, climb)
 
     async def _embed(
         self,
@@ -143,7 +144,13 @@ class Reuse:
             await climb(call, unknown, record)
 
     async def _share(
-        self, call: ChatCall, slot: Slot | None, sink: Sink, record: Record, climb: Climb
+        self,
+        call: ChatCall,
+        slot: Slot | None,
+        flight_key: bytes,
+        sink: Sink,
+        record: Record,
+        climb: Climb,
     ) -> None:
         """Join an identical call in flight, or climb for whoever will join."""
 
@@ -158,10 +165,9 @@ class Reuse:
             if slot is not None and shared.served is not None:
                 self._keep(slot, call, shared.served, own)
 
-        key = _flight_key(call, slot)
         drains = call.key.drains
         for _ in range(_FLIGHTS_MAX):
-            if await self._sharing.share(key, call, sink, record, work, drains=drains):
+            if await self._sharing.share(flight_key, call, sink, record, work, drains=drains):
                 return
             record.cache = "bypass" if slot is None else "miss"
         await climb(call, sink, record)
