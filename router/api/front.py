@@ -325,7 +325,7 @@ class Front(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.is_full = False
-        if not self.transport.is_closing():
+        if self._request is not None:
             self.due = _NEVER
         self._wake()
 

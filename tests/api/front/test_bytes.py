@@ -456,6 +456,20 @@ async def test_who_does_not_read_is_waited_for_and_then_given_up() -> None:
     assert wire.is_closing()
 
 
+async def test_who_reads_late_and_asks_no_more_is_not_kept_for_ever() -> None:
+    server = server_of(idle_connection_s=0.05, stall_s=0.05)
+    wire = opened(server)
+    wire.feed(PLAIN)
+    await settled()
+    front = wire.get_protocol()
+    assert isinstance(front, Front)
+    front.pause_writing()
+    front.resume_writing()
+    async with asyncio.timeout(10):
+        while server.connections:
+            await asyncio.sleep(0)
+
+
 async def test_an_answer_without_its_end_is_the_connections_last() -> None:
     async def breaks(request: Request) -> None:
         request.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe")
