@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
 
 from router.api import hooks, keys, openai, ops, usage
 from router.api.answer import send
@@ -29,7 +28,6 @@ from router.flow.observe import Record
 _log = logging.getLogger("rungway")
 
 _SHOWN_CHARS_MAX = 200
-_TARGETS_KEPT = 64
 
 
 class Gateway:
@@ -78,10 +76,13 @@ class Gateway:
                 "/router/v1/usage/resolve": {"POST": Route(usage.resolve, Caller.ADMIN)},
             }
         )
+        # What most ask for is not taken apart each time.
+        self._hot_paths = {target: _plain_path(target) for _, target in self._routes.hot()}
 
     async def handle(self, request: Request) -> None:
         """Answer one request. Raises ConnectionError where its client has left."""
-        path = _plain_path(request.target)
+        target = request.target
+        path = self._hot_paths.get(target) or _plain_path(target)
         exchange = Exchange(request, path or "/", self._ids.next(), self.service, self.shared)
         reply = await self._serve(exchange, path)
         if reply is not None:
@@ -177,8 +178,6 @@ def _is_from_here(request: Request) -> bool:
     return isinstance(peer, tuple) and is_loopback(str(peer[0]))
 
 
-# Most ask for one of a few, and nobody's may be longer than a head.
-@lru_cache(_TARGETS_KEPT)
 def _plain_path(target: str) -> str:
     """The path as the routes are named: still encoded, without `/v1` and the trailing slash."""
     path = target
