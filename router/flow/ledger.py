@@ -44,7 +44,7 @@ _LOOKED_AT_MAX = 2_000
 @dataclass(slots=True)
 class Admission:
     """One call that was let in. `charged`: nano-dollars of its attempts so far; None of what it
-    used is in it before they are settled."""
+    used is in it before they are settled. `heir`: who pays for its work since it has left."""
 
     key: Key
     purse: Purse
@@ -54,6 +54,14 @@ class Admission:
     parts: int = 1
     is_counted: bool = False
     is_left: bool = False
+    heir: Admission | None = None
+
+    def payer(self) -> Admission:
+        """Who pays for what is set aside from now on."""
+        found = self
+        while found.heir is not None:
+            found = found.heir
+        return found
 
 
 @dataclass(slots=True)
@@ -141,7 +149,7 @@ class Ledger:
 
     async def room(self, admission: Admission) -> tuple[int | None, int | None]:
         """The nano-dollars and tokens that this call might still be granted; None: no limit."""
-        purse = self.purse(admission.key)
+        purse = self.purse(admission.payer().key)
         unknown = [(one, 1) for one in (*purse.money, *purse.tokens) if not one.answered]
         if unknown:
             await self._books.ask(unknown)
@@ -149,6 +157,8 @@ class Ledger:
 
     def room_at_once(self, admission: Admission) -> tuple[int | None, int | None] | None:
         """The same; None: `room` has to ask the store."""
+        if admission.heir is not None:
+            admission = admission.payer()
         purse = self._purse_of(admission)
         for leases in (purse.money, purse.tokens):
             for lease in leases:
@@ -167,6 +177,7 @@ class Ledger:
         output_tokens: int,
     ) -> Hold:
         """Set aside what an attempt may use. Raises QuotaUsedUp, RateLimited, StateUnavailable."""
+        admission = admission.payer()
         hold = self.hold_at_once(admission, ladder, rung, price, input_tokens, output_tokens)
         if hold is not None:
             return hold
@@ -178,8 +189,18 @@ class Ledger:
         wants += [(lease, token_count) for lease in tokens]
         await self._secure(admission.key, wants)
         row = self._row(purse, ladder, rung.name)
-        return self._opened(
-            Hold(next(self._ids), admission, row, price, money, tokens, nanousd, token_count)
+        hold = Hold(next(self._ids), admission, row, price, money, tokens, nanousd, token_count)
+        if admission.heir is None:
+            return self._opened(hold)
+        # Its caller has left while the store was asked.
+        self._give_back(hold)
+        return await self.hold(
+            admission,
+            ladder,
+            rung,
+            price,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
         )
 
     def hold_at_once(
@@ -192,6 +213,8 @@ class Ledger:
         output_tokens: int,
     ) -> Hold | None:
         """The same; None: `hold` has to ask the store. Raises StateUnavailable."""
+        if admission.heir is not None:
+            admission = admission.payer()
         purse = self._purse_of(admission)
         money, tokens = purse.money, purse.tokens
         nanousd = accounts.cost(price, input_tokens, output_tokens)
@@ -284,8 +307,8 @@ class Ledger:
         return nanousd
 
     def hand_over(self, old: Admission, new: Admission) -> bool:
-        """Let `new` pay for what `old` has set aside; False, and nothing is changed, where it
-        cannot."""
+        """Let `new` pay for what `old` has set aside and what its work will; False, and nothing is
+        changed, where it cannot."""
         holds = [hold for hold in self.open.values() if hold.admission is old]
         purse = self.purse(new.key)
         if purse is not old.purse and any(hold.is_journalled for hold in holds):
@@ -300,6 +323,7 @@ class Ledger:
             if purse is not old.purse:
                 self._move(hold, purse)
             hold.admission = new
+        old.heir = new
         return True
 
     def _move(self, hold: Hold, purse: Purse) -> None:

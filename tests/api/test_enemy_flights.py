@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.api.test_cache import HI, STREAM, ask, config, serving, text_of, usage_of
+from tests.api.test_cache import HI, PRICED, STREAM, ask, config, serving, text_of, usage_of
 from tests.fakes.counting import Counting, words_of
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, open_house
@@ -180,6 +180,51 @@ async def test_nobody_who_joined_can_pay_when_the_first_leaves() -> None:
         assert (await usage_of(house, "bob"))["nano_usd"] == 0
         spent = (await usage_of(house))["nano_usd"]
         assert round(sum(line.get("cost_usd", 0) for line in house.lines) * 1e9) == spent > 0
+
+
+@pytest.mark.parametrize("body", [HI, STREAM])
+async def test_who_leaves_while_the_work_waits_for_a_place_pays_nothing(body: Any) -> None:
+    rung, ladder = f"{PRICED}\nmax_in_flight = 1", "queue_s = 60"
+    async with serving(cache=SHARED, rung=rung, ladder=ladder) as (house, model):
+        model.may_answer.clear()
+        calls = []
+        for key, asked in (("bob", {**HI, "seed": 1}), ("alice", body), ("bob", body)):
+            calls.append(asyncio.create_task(ask(house, asked, key)))
+            await until(lambda: house.shared.observer.in_flight == len(calls) and model.chats)
+        calls[1].cancel()
+        await until(lambda: house.lines)
+        model.may_answer.set()
+        await calls[0]
+        status, answer, _ = await calls[2]
+        assert (status, text_of(answer)) == (200, words_of(HI))
+        await until(lambda: len(house.lines) == 3)
+        settled(house)
+        assert len(model.chats) == 2
+        assert (await usage_of(house))["nano_usd"] == 0
+        assert (await usage_of(house, "bob"))["nano_usd"] == 24_000
+
+
+@pytest.mark.parametrize("body", [HI, STREAM])
+async def test_who_leaves_pays_nothing_of_an_attempt_beside_the_first(body: Any) -> None:
+    slow, quick = Counting(), Counting()
+    slow.may_answer.clear()
+    hedge = "hedge_after_s = 0.3\nhedge_max_share = 1"
+    async with FakeUpstream(slow) as one, FakeUpstream(quick) as two:
+        text = config(one.url, two.url, cache=SHARED, ladder=hedge)
+        async with open_house(text) as house:
+            leader = asyncio.create_task(ask(house, body))
+            await until(lambda: slow.chats)
+            joiner = asyncio.create_task(ask(house, body, "bob"))
+            await until(lambda: house.shared.observer.in_flight == 2)
+            leader.cancel()
+            await until(lambda: house.lines)
+            assert not quick.chats
+            status, answer, _ = await joiner
+            assert (status, text_of(answer)) == (200, words_of(HI))
+            await until(lambda: len(house.lines) == 2)
+            settled(house)
+            assert (await usage_of(house))["nano_usd"] == 0
+            assert (await usage_of(house, "bob"))["nano_usd"] > 12_000
 
 
 async def test_a_slow_reader_of_a_shared_stream_holds_up_nobody() -> None:

@@ -106,6 +106,23 @@ async def test_a_used_up_budget_says_when_it_opens_again_and_what_is_free_goes_o
         d.ledger.settle(await d.hold(admission, 1, Price(0, 0)), Usage(1, 0), answered=False)
 
 
+async def test_who_left_while_the_store_was_asked_pays_nothing() -> None:
+    async with desk() as d:
+        one, other = (replace(key(usd_per_day=100 * A_TOKEN), name=name) for name in "ab")
+        old, new = await d.admit(one), await d.admit(other)
+        asking = asyncio.create_task(d.hold(old, 10))
+        await asyncio.sleep(0)
+        assert not asking.done()
+        assert d.ledger.hand_over(old, new)
+        d.ledger.leave(old, "l")
+        hold = await asking
+        assert hold.admission is new
+        assert [lease.held for lease in d.ledger.purse(one).money] == [0]
+        assert [lease.held for lease in d.ledger.purse(other).money] == [10 * A_TOKEN]
+        assert d.ledger.settle(hold, Usage(7, 0), answered=True) == new.charged == 7 * A_TOKEN
+        assert (await d.settled("a"), await d.settled("b")) == (0, 7 * A_TOKEN)
+
+
 async def test_what_other_calls_hold_is_worth_waiting_for() -> None:
     async with desk() as d:
         admission = await d.admit(key(usd_per_day=10 * A_TOKEN))
