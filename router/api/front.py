@@ -372,8 +372,8 @@ class Front(asyncio.Protocol):
             return
         self.is_last |= not request.is_kept or not request.is_begun
         self._unread_bytes = request.missing_bytes
+        self.resume_reading()
         if self._unread_bytes:
-            self.resume_reading()
             self.due = self._fronts.due_in(_LINGER_S)
         else:
             self._rest()

@@ -347,6 +347,29 @@ async def test_a_refused_body_is_taken_off_the_wire_for_the_answers_sake() -> No
     assert wire.is_closing()
 
 
+async def test_a_refused_body_that_came_whole_ahead_of_the_answer_stops_no_reading() -> None:
+    go = asyncio.Event()
+
+    async def refusing(request: Request) -> None:
+        await go.wait()
+        await send(request, Reply(401, b"{}"), "")
+
+    server = server_of(refusing)
+    wire = opened(server)
+    data = request(body=b"x" * 100_000)
+    for piece in (data[:1_000], data[1_000:]):
+        wire.feed(piece)
+        await settled()
+    assert not wire.is_reading()
+    go.set()
+    await settled()
+    assert wire.is_reading()
+    wire.feed(data)
+    await settled()
+    assert wire.sent.count(b" 401 ") == 2
+    await server.shutdown(1)
+
+
 async def test_what_never_comes_is_not_waited_for_for_ever() -> None:
     async def never(request: Request) -> None:
         request.part()
