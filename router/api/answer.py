@@ -44,7 +44,8 @@ async def send_whole(request: Request, headers: str, body: bytes) -> None:
 class Stream:
     """The stream that answers one request; its head goes out with its first bytes.
 
-    Raises ConnectionError where the client has left.
+    Who writes waits while the client does not read (`Request.drain`). Raises ConnectionError where
+    it has left.
     """
 
     __slots__ = ("_is_chunked", "_pending", "_request")
@@ -59,9 +60,9 @@ class Stream:
             request.part()
         self._pending = _head(request, "200 OK", headers)
 
-    async def write(self, data: bytes) -> None:
-        """Some of it, never empty. Waits while the client does not read."""
-        await self._put(data, b"\r\n")
+    def write(self, data: bytes) -> None:
+        """Some of it, never empty."""
+        self._put(data, b"\r\n")
 
     def write_now(self, data: bytes) -> bool:
         """As `write`, of a stream that has begun and a client that reads; else False, and nothing
@@ -72,19 +73,17 @@ class Stream:
             b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
         )
 
-    async def finish(self, data: bytes) -> None:
+    def finish(self, data: bytes) -> None:
         """The last of it, never empty."""
-        await self._put(data, b"\r\n0\r\n\r\n")
+        self._put(data, b"\r\n0\r\n\r\n")
 
-    async def _put(self, data: bytes, end: bytes) -> None:
+    def _put(self, data: bytes, end: bytes) -> None:
         request, head = self._request, self._pending
         self._pending = b""
         if self._is_chunked:
             request.write(b"%b%x\r\n%b%b" % (head, len(data), data, end))
         else:
             request.write(head + data)
-        if request.is_full:
-            await request.drain()
 
 
 def _head(request: Request, status: str, headers: str) -> bytes:

@@ -104,7 +104,9 @@ class HttpSink:
         self.is_committed = True
         stream = self._stream or self._start(provenance)
         self._wrote_at = self._loop.time()
-        await stream.write(frames)
+        stream.write(frames)
+        if self._request.is_full:
+            await self._request.drain()
 
     def write_now(self, frames: bytes) -> bool:
         stream = self._stream
@@ -125,9 +127,7 @@ class HttpSink:
                 if self.deadline > limit:
                     self._look_at(limit)
                 return
-        stream = self._stream or self._start(None)
-        self._wrote_at = self._loop.time()
-        await stream.write(frame)
+        await self._say(frame)
 
     async def end(self, frames: bytes, provenance: Provenance) -> None:
         self.is_committed = True
@@ -136,7 +136,9 @@ class HttpSink:
         if provenance.cost_nanousd is not None:
             frames += comment(f"rungway cost_usd={shown_usd(provenance.cost_nanousd)}")
         self._is_ended = True
-        await stream.finish(frames + DONE_FRAME)
+        stream.finish(frames + DONE_FRAME)
+        if self._request.is_full:
+            await self._request.drain()
 
     async def cut(self, frames: bytes, provenance: Provenance) -> bool:
         return False
@@ -152,7 +154,9 @@ class HttpSink:
             request.abort()
             return
         self._is_ended = True
-        await self._stream.write(error_frame(error))
+        self._stream.write(error_frame(error))
+        if request.is_full:
+            await request.drain()
         request.close()
         self._loop.call_later(_LINGER_S, request.abort)
 
@@ -194,13 +198,19 @@ class HttpSink:
 
     async def _beat(self) -> None:
         try:
-            stream = self._stream or self._start(None)
-            self._wrote_at = self._loop.time()
             words, self._words = self._words, _KEEP_ALIVE
-            await stream.write(words)
+            await self._say(words)
         except ConnectionError:
             # The client left; the call's own task is told by the server.
             return
+
+    async def _say(self, words: bytes) -> None:
+        """Send a comment, after a head that names no rung where none went out yet."""
+        stream = self._stream or self._start(None)
+        self._wrote_at = self._loop.time()
+        stream.write(words)
+        if self._request.is_full:
+            await self._request.drain()
 
     def _rest(self) -> None:
         if self._watch is not None:

@@ -1,7 +1,7 @@
 """One attempt's answer to the client: withheld until it has content, then passed on as it comes.
 
 The commit is the first content, reasoning, tool or finish event; chunks with only a role wait for
-it. All events of one upstream read go out in one write. While the client does not read, nothing is
+it. All events of one upstream read go out in one write, the stream's end included. While the client does not read, nothing is
 read from upstream, and no time limit of the upstream's runs.
 """
 
@@ -79,12 +79,15 @@ async def stream(
     outlet = _Outlet(sink, provenance, attempt)
     spent = progress.spent
     relay = _Relay(attempt, charge, sink, progress.given, spent)
+    used: Usage | None = None
     try:
         await _pass_on(backend, attempt, outlet, record, since_start_s, relay, progress)
         relay.learn()
-        await outlet.finish(relay.finish(), relay.nanousd())
-    finally:
+        last = relay.finish()
         used = relay.own_usage()
+        await outlet.finish(last, charge.call_nanousd(used))
+    finally:
+        used = used or relay.own_usage()
         charge.used(used)
         progress.spent = together(spent, used)
 
@@ -113,6 +116,8 @@ async def _pass_on(
                     if relay.has_moved and (relay.error is None or outlet.sink.is_committed):
                         if record.first_token_s is None:
                             record.first_token_s = since_start_s()
+                        if relay.is_done:
+                            break
                         if frames and not outlet.write_now(frames):
                             patience.pause()
                             await outlet.write(frames, is_whole=relay.is_whole)
@@ -177,10 +182,11 @@ class _Outlet:
 
     async def finish(self, frames: bytes, nanousd: int) -> None:
         """The last frames of a good end. Raises Escalated where a better answer is asked for."""
-        if self._is_keeping:
+        judges = bool(self._ladder.escalate_on) and not self.sink.is_committed
+        if self._is_keeping or judges:
             self._keep(frames)
             frames = b"".join(self._kept)
-            if self._ladder.escalate_on:
+            if judges:
                 _judge(self._attempt, escalate.of_stream(frames), frames)
         await self.sink.end(frames, self._priced(nanousd))
 
@@ -343,9 +349,12 @@ class _Relay:
                 words = f"sent {_WITHHELD_BYTES_MAX} bytes of chunks without any content"
                 self.error = UpstreamBroken(f"{self._rung.name} {words}")
             return b""
-        if unmended is not None:
+        if unmended is not None and not self.is_done:
             self._watch.learn(unmended)
         self.has_moved = len(frames) > before
+        if self.is_done:
+            # They go out with the end, in one write.
+            return b""
         ready = self._ready(frames)
         self._withheld = frames[ready:]
         return b"".join(frames[:ready])
