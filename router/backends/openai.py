@@ -6,6 +6,7 @@ and on the way out in `core/chunks.py`: vLLM renamed the one to the other, and c
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any
 
 import orjson
@@ -51,8 +52,8 @@ class OpenAiBackend:
                 return "response_format regex is TGI's own"
         return None
 
-    async def stream_chat(self, attempt: ChatAttempt) -> EventStream:
-        return await openai_wire.open_stream(
+    def stream_chat(self, attempt: ChatAttempt) -> Coroutine[Any, Any, EventStream]:
+        return openai_wire.open_stream(
             self._client,
             self._chat_url,
             self.credential.headers(),

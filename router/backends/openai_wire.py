@@ -12,13 +12,14 @@ from typing import Any
 from router.backends.base import ChatAttempt, EmbedAttempt, Event, EventKind, EventStream, Take
 from router.core import answers, embeddings, jsontext
 from router.core.refusal import refusal
-from router.core.sse import DONE, SseEvent, SseOverflow, SseParser
+from router.core.sse import DONE, SseOverflow, SseParser
 from router.errors import CallerMistake, UpstreamBroken
 from router.transport.http import HttpClient, HttpResponse
 from router.types import Embeddings, Json
 
 _ERROR_BODY_BYTES_MAX = 64 << 10
 _JSON_TYPES = frozenset({"application/json", "text/plain", ""})
+_DONE = Event(EventKind.DONE, b"")
 JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 STREAM_HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 
@@ -68,12 +69,14 @@ async def open_stream(
         connect_s=attempt.connect_s,
     )
     try:
-        await require_ok(response, who)
+        if not 200 <= response.status < 300:
+            await require_ok(response, who)
         if response.content_type not in ("text/event-stream", ""):
             await _refuse_other_content(response, who, attempt)
     except BaseException:
         response.close()
         raise
+    response.forget_headers()
     return OpenAiStream(response, who, attempt.answer_bytes_max)
 
 
@@ -154,17 +157,21 @@ class OpenAiStream:
         self._is_done = False
 
     async def read(self, take: Take | None = None) -> list[Event]:
+        response, parser = self._response, self._parser
         while not self._ended:
-            offer = take if self._parser.is_between_events else None
-            data = await self._response.read_chunk(offer)
+            while (data := response.read_now()) is None:
+                await response.more(take if parser.is_between_events else None)
             try:
-                found = self._parser.feed(data) if data else self._parser.finish()
+                found = parser.feed(data) if data else parser.finish()
             except SseOverflow as error:
                 self.close()
                 raise UpstreamBroken(f"{self._who}: {error}") from error
             self._ended = not data
             if found:
-                events = [_event(sse) for sse in found]
+                events = [
+                    _DONE if one.data.startswith(DONE) else Event(EventKind.CHUNK, one.data)
+                    for one in found
+                ]
                 self._is_done = events[-1].kind is EventKind.DONE
                 return events
         return []
@@ -175,9 +182,3 @@ class OpenAiStream:
             self._response.close_when_ended()
         else:
             self._response.close()
-
-
-def _event(sse: SseEvent) -> Event:
-    if sse.data.startswith(DONE):
-        return Event(EventKind.DONE, b"")
-    return Event(EventKind.CHUNK, sse.data)

@@ -58,6 +58,7 @@ class ChunkWatch:
         "_who",
         "content_chars",
         "content_chunks",
+        "is_complete",
         "skeleton",
         "unreported_chars",
         "unreported_chunks",
@@ -72,6 +73,8 @@ class ChunkWatch:
         self._call_id = call_id
         self._wants_usage = wants_usage
         self._finished: dict[int, bool] = {}
+        # As many choices as were asked for have their finish reason.
+        self.is_complete = False
         self._called_tools: set[int] | None = None
         self._last: Json = {}
         self._learnt_in_vain = 0
@@ -84,12 +87,6 @@ class ChunkWatch:
         # Those of them that came after the newest usage: some report it at the start, or all along.
         self.unreported_chars = 0
         self.unreported_chunks = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """As many choices as were asked for have their finish reason."""
-        finished = self._finished
-        return len(finished) >= self._choices_wanted and all(finished.values())
 
     @property
     def has_choices(self) -> bool:
@@ -163,6 +160,7 @@ class ChunkWatch:
                 choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
                 self._finished[index] = cut is None
                 payloads.append(self._written({**_head(self._last), "choices": [choice]}))
+        self._count_finished()
         return payloads
 
     def usage_payload(self, usage: Usage) -> bytes:
@@ -175,13 +173,19 @@ class ChunkWatch:
         except ValueError as error:
             raise UpstreamBroken(f"{self._who} sent a chunk that cannot be passed on") from error
 
+    def _count_finished(self) -> None:
+        finished = self._finished
+        self.is_complete = len(finished) >= self._choices_wanted and all(finished.values())
+
     def _follow(self, choice: Json) -> bool:
         """Note what the choice brings; whether that is more than a role."""
         index: int = choice["index"]
         if index not in self._finished and len(self._finished) == _CHOICES_MAX:
             raise UpstreamBroken(f"{self._who} sent more than {_CHOICES_MAX} choices")
         finish = choice.get("finish_reason")
-        self._finished[index] = bool(finish) or self._finished.get(index, False)
+        if finish or index not in self._finished:
+            self._finished[index] = bool(finish)
+            self._count_finished()
         delta = choice.get("delta")
         if type(delta) is not dict:
             return bool(finish)

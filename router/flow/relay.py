@@ -1,8 +1,8 @@
 """One attempt's answer to the client: withheld until it has content, then passed on as it comes.
 
 The commit is the first content, reasoning, tool or finish event; chunks with only a role wait for
-it. All events of one upstream read go out in one write, the stream's end included. While the client does not read, nothing is
-read from upstream, and no time limit of the upstream's runs.
+it. All events of one upstream read go out in one write, the stream's end included. While the client
+does not read, nothing is read from upstream, and no time limit of the upstream's runs.
 """
 
 from __future__ import annotations
@@ -116,8 +116,6 @@ async def _pass_on(
                     if relay.has_moved and (relay.error is None or outlet.sink.is_committed):
                         if record.first_token_s is None:
                             record.first_token_s = since_start_s()
-                        if relay.is_done:
-                            break
                         if frames and not outlet.write_now(frames):
                             patience.pause()
                             await outlet.write(frames, is_whole=relay.is_whole)

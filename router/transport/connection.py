@@ -153,7 +153,7 @@ class Connection(asyncio.Protocol):
         view = memoryview(body)
         for start in range(0, len(body), _PIECE_BYTES):
             while self._is_write_paused and self.is_open and response.status < 300:
-                await response.wait()
+                await response.more()
             if self._response is not response or not self.is_open or response.status >= 300:
                 return
             self._transport.write(view[start : start + _PIECE_BYTES])

@@ -20,6 +20,7 @@ from router.transport.wire import Headers, media_type
 # Beyond this much that nobody has read, an upstream is not read from.
 HELD_BYTES_MAX = 64 << 10
 _UNPACKED_BYTES_MAX = 256 << 10
+_NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
 class Line(Protocol):
@@ -61,7 +62,7 @@ class HttpResponse:
         self.method = method
         self.url = url
         self.status = 0
-        self._raw: Mapping[bytes, bytes] = {}
+        self._raw = _NO_HEADERS
         self._parts: list[bytes] = []
         self._held_bytes = 0
         self._is_ended = False
@@ -91,30 +92,41 @@ class HttpResponse:
         while not self.status:
             if self._error is not None:
                 raise self._error
-            self._waiter = self._loop.create_future()
-            await self._waiter
+            await self.more()
 
-    async def read_chunk(self, offer: Callable[[bytes], bool] | None = None) -> bytes:
+    async def read_chunk(self) -> bytes:
         """All that has arrived; b"" at the body's clean end. Raises UpstreamError.
 
-        Never more than `HELD_BYTES_MAX` and one read of the socket. What arrives while this waits
-        is given to `offer`, on the spot and without waking this task; where it returns True, that
-        is all that becomes of it.
+        Never more than `HELD_BYTES_MAX` and one read of the socket.
         """
-        while not (data := self._taken()):
-            if self._error is not None:
-                raise self._error.with_traceback(None)
-            if self._is_ended:
-                if self._unpacker is not None:
-                    self._unpacker.finish()
-                return b""
-            # As in `wait`, in whose place a stream is for most of its life.
-            self._offer, self._waiter = offer, self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._offer = self._waiter = None
+        while (data := self.read_now()) is None:
+            await self.more()
         return data
+
+    def read_now(self) -> bytes | None:
+        """As `read_chunk`; None where nothing has arrived yet."""
+        if data := self._taken():
+            return data
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        if not self._is_ended:
+            return None
+        if self._unpacker is not None:
+            self._unpacker.finish()
+        return b""
+
+    def more(self, offer: Callable[[bytes], bool] | None = None) -> asyncio.Future[None]:
+        """Done when something has changed. For one at a time, who awaits it on the spot.
+
+        What arrives until then is given to `offer`, without waking anybody; where it returns True,
+        that is all that becomes of it.
+        """
+        self._offer, self._waiter = offer, self._loop.create_future()
+        return self._waiter
+
+    def forget_headers(self) -> None:
+        """Nobody asks for them any more, and a stream may last."""
+        self._raw = _NO_HEADERS
 
     def whole(self, bytes_max: int) -> bytes | None:
         """The whole body where it came with the head, as it mostly does; else None."""
@@ -191,7 +203,7 @@ class HttpResponse:
                 parts.clear()
                 self._held_bytes = 0
                 return
-        waiter.set_result(None)
+        self.wake()
 
     def end(self) -> None:
         """The body has ended cleanly."""
@@ -205,17 +217,9 @@ class HttpResponse:
         self.wake()
 
     def wake(self) -> None:
-        waiter = self._waiter
+        waiter, self._waiter, self._offer = self._waiter, None, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Until something has changed."""
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _taken(self) -> bytes:
         if self._unpacker is not None and (some := self._unpacker.more()):
