@@ -323,7 +323,8 @@ class Ledger:
             if purse is not old.purse:
                 self._move(hold, purse)
             hold.admission = new
-        old.heir = new
+        # Who drains leaves to itself, and may come to pay again when others have left.
+        old.heir, new.heir = new, None
         return True
 
     def _move(self, hold: Hold, purse: Purse) -> None:

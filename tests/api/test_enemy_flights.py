@@ -205,6 +205,31 @@ async def test_who_leaves_while_the_work_waits_for_a_place_pays_nothing(body: An
 
 
 @pytest.mark.parametrize("body", [HI, STREAM])
+@pytest.mark.parametrize("joins", [False, True])
+async def test_who_drains_pays_when_all_have_left_while_the_work_waits_for_a_place(
+    body: Any, joins: bool
+) -> None:
+    settings = {"rung": f"{PRICED}\nmax_in_flight = 1", "ladder": "queue_s = 60", "cache": SHARED}
+    async with serving(key='on_disconnect = "drain"', **settings) as (house, model):
+        model.may_answer.clear()
+        calls = []
+        for key, asked in (("bob", {**HI, "seed": 1}), ("alice", body), ("bob", body))[: 2 + joins]:
+            calls.append(asyncio.create_task(ask(house, asked, key)))
+            await until(lambda: house.shared.observer.in_flight == len(calls) and model.chats)
+        for call in calls[1:]:
+            call.cancel()
+            await asyncio.wait({call})
+        await until(lambda: len(house.shared.reuse.draining) == len(calls) - 1)
+        model.may_answer.set()
+        await calls[0]
+        await until(lambda: len(house.lines) == len(calls) and not house.shared.reuse.draining)
+        settled(house)
+        assert len(model.chats) == 2
+        paid = [(await usage_of(house, key))["nano_usd"] for key in ("alice", "bob")]
+        assert sorted(paid) in ([12_000, 12_000], [0, 24_000])
+
+
+@pytest.mark.parametrize("body", [HI, STREAM])
 async def test_who_leaves_pays_nothing_of_an_attempt_beside_the_first(body: Any) -> None:
     slow, quick = Counting(), Counting()
     slow.may_answer.clear()

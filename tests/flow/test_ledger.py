@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -121,6 +122,17 @@ async def test_who_left_while_the_store_was_asked_pays_nothing() -> None:
         assert [lease.held for lease in d.ledger.purse(other).money] == [10 * A_TOKEN]
         assert d.ledger.settle(hold, Usage(7, 0), answered=True) == new.charged == 7 * A_TOKEN
         assert (await d.settled("a"), await d.settled("b")) == (0, 7 * A_TOKEN)
+
+
+async def test_who_pays_again_after_others_pays_for_what_is_held_next() -> None:
+    async with desk() as d:
+        one, other, last = [await d.admit(replace(key(), name=name)) for name in "abc"]
+        for old, new in pairwise((one, one, other, one, last, other)):
+            assert d.ledger.hand_over(old, new)
+            assert {admission.payer().key.name for admission in (old, new)} == {new.key.name}
+        hold = await d.hold(one, 10)
+        assert hold.admission is other
+        d.ledger.settle(hold, None, answered=False)
 
 
 async def test_what_other_calls_hold_is_worth_waiting_for() -> None:
