@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from router.core.accounts import Meter, window_end
 from router.core.leases import Lease
 from router.flow.purse import Purse
@@ -24,15 +26,16 @@ def rate_lines(purse: Purse, now_s: float) -> str:
 def _described(what: str, lease: Lease, now_s: float) -> str:
     # Before the store has answered, nothing of it is known to be used.
     left = lease.room + lease.free if lease.answered else lease.limit
+    left = 0 if left < 0 else min(left, lease.limit)
     end = window_end(lease.account.meter, lease.account.window)
     return (
         f"x-ratelimit-limit-{what}: {lease.limit}\r\n"
-        f"x-ratelimit-remaining-{what}: {max(0, min(left, lease.limit))}\r\n"
-        f"x-ratelimit-reset-{what}: {_duration(max(0.0, (end or now_s) - now_s))}\r\n"
+        f"x-ratelimit-remaining-{what}: {left}\r\n"
+        f"x-ratelimit-reset-{what}: {_duration(end or now_s, now_s)}\r\n"
     )
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds, 3), 60)
-    shown = f"{rest:.3f}".rstrip("0").rstrip(".")
-    return f"{int(minutes)}m{shown}s" if minutes else f"{shown}s"
+def _duration(end_s: float, now_s: float) -> str:
+    """Until then in whole seconds, never too few."""
+    seconds = ceil(end_s - now_s) if end_s > now_s else 0
+    return f"{seconds}s" if seconds < 60 else f"{seconds // 60}m{seconds % 60}s"
