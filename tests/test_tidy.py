@@ -41,6 +41,7 @@ ENTRY_POINTS = {
 # Where everything is caught and not raised again, and why.
 BROAD_EXCEPTS = {
     "router.api.gateway": "the edge of a request: logged with its trace, answered with 500",
+    "router.api.server": "an import that fails: logged with its trace, who waits is answered 500",
     "router.flow.continuity": "the edge of a background task: logged, nothing was shown",
     "router.flow.probes": "the edge of a background task: logged with its trace, the rung is down",
     "router.flow.renewal": "the edge of a background task: logged, and a trouble of the store",

@@ -24,13 +24,18 @@ def lines(headers: Mapping[str, str]) -> str:
 
 async def send(request: Request, reply: Reply, more: str) -> None:
     """A whole answer with `more` lines in its head. Raises ConnectionError."""
+    request.write(whole(request, reply, more))
+    if request.is_full:
+        await request.drain()
+
+
+def whole(request: Request, reply: Reply, more: str) -> bytes:
+    """The bytes of such an answer."""
     headers, body = lines(reply.headers) + more, reply.body
     if body is not None:
         headers += f"Content-Type: {reply.content_type}\r\nContent-Length: {len(body)}\r\n"
     head = _head(request, f"{reply.status} {_PHRASES.get(reply.status, '')}", headers)
-    request.write(head + body if body and request.method != "HEAD" else head)
-    if request.is_full:
-        await request.drain()
+    return head + body if body and request.method != "HEAD" else head
 
 
 async def send_whole(request: Request, headers: str, body: bytes) -> None:

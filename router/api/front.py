@@ -1,4 +1,4 @@
-"""The server that clients meet first: hot routes asked for in a plain way, served at a tenth of
+"""The server that clients meet first: all that is asked for in a plain way, served at a tenth of
 what aiohttp takes. A connection on which anything else comes is aiohttp's from then on.
 
 What it reads by itself `head` defines, and only where the whole head came at once. A request that
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
-
-from aiohttp.tcp_helpers import tcp_keepalive
 
 from router.api.head import HEAD_BYTES_MAX, Head, read_head, starts_of
 from router.api.request import Request
@@ -155,14 +154,14 @@ class FrontRequest:
 class Fronts:
     """All connections that are the front's.
 
-    `hot` are the methods and targets that it serves; `hand_over` takes a connection for good, with
-    what was read since the start of a request; `is_crowded` tells that there are too many.
+    `hot` are the methods and targets that most ask for; `hand_over` takes a connection for good,
+    with what was read since the start of a request; `is_crowded` tells that there are too many.
     """
 
     def __init__(
         self,
         handle: Callable[[Request], Awaitable[None]],
-        hand_over: Callable[[asyncio.Transport, bytes], None],
+        hand_over: Callable[[Front, bytes], None],
         is_crowded: Callable[[], bool],
         hot: list[tuple[str, str]],
         *,
@@ -198,7 +197,7 @@ class Fronts:
 
     def hand_over(self, front: Front, data: bytes) -> None:
         self.open.discard(front)
-        self._hand_over(front.transport, data)
+        self._hand_over(front, data)
 
     def start(self, front: Front, request: FrontRequest) -> None:
         request.task = task = self._loop.create_task(self._serve(front, request))
@@ -246,7 +245,7 @@ class Fronts:
 
 
 class Front(asyncio.Protocol):
-    """One connection, as long as only hot routes are asked for on it.
+    """One connection, as long as only plain requests come on it.
 
     `due`: when it has waited too long for what it waits for. `is_full`: the client does not read.
     `is_last`: no other request is served on it.
@@ -287,7 +286,8 @@ class Front(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        tcp_keepalive(self.transport)
+        if (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._fronts.join(self)
 
     def data_received(self, data: bytes) -> None:

@@ -120,7 +120,7 @@ class Gateway:
                     self.shared.observer.record(record)
 
     def hot_routes(self) -> list[tuple[str, str]]:
-        """The method and target of each request that is worth a server of its own."""
+        """The method and target of each request that most ask for."""
         return self._routes.hot()
 
     def refuse(self, error: RouterError) -> Reply:

@@ -1,8 +1,9 @@
 """The heads of requests that the front serves by itself: a strict part of HTTP/1.1, and pure.
 
-What is let through has one meaning to everybody (RFC 9112): its first line is one of a few known
-ones, each header stands once and in one line, and the body has the length that is told. All else,
-also what is legal and only rare, is None here and goes to aiohttp, which reads it from its start.
+What is let through has one meaning to everybody (RFC 9112): its first line asks for a path of this
+server, each header stands once and in one line, and the body has the length that is told, or there
+is none. All else, also what is legal and only rare, is None here and goes to aiohttp, which reads
+it from its start.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ _HEADERS_MAX = 64
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VISIBLE = bytes([*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)])
 _LENGTH = re.compile(rb"[0-9]{1,15}")
+# RFC 9112, section 3.2.1 (origin-form), with the characters of RFC 3986 and no others.
+_FIRST_LINE = re.compile(
+    rb"(DELETE|GET|HEAD|OPTIONS|PATCH|POST|PUT) (/[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*) HTTP/1\.1"
+)
 # They change how the body is framed or coded, when it is sent, or what the connection is.
 _NOT_PLAIN = frozenset({"", "content-encoding", "expect", "transfer-encoding", "upgrade"})
 _NAMES_KEPT = 512
@@ -33,7 +38,7 @@ class Head(NamedTuple):
     is_kept: bool
 
 
-# The first line of each request that may be plain, with its method and target.
+# The first line of what most ask for, with its method and target: it is not taken apart each time.
 Starts = Mapping[bytes, tuple[str, str]]
 
 
@@ -44,7 +49,7 @@ def starts_of(hot: list[tuple[str, str]]) -> Starts:
 def read_head(data: bytes, starts: Starts) -> Head | None:
     """The plain head of these bytes, which end before the empty line; else None."""
     first, *rest = data.split(b"\r\n")
-    start = starts.get(first)
+    start = starts.get(first) or _start_of(first)
     if start is None or len(rest) > _HEADERS_MAX:
         return None
     if len(data.translate(None, _VISIBLE)) != 2 * len(rest):
@@ -57,13 +62,19 @@ def read_head(data: bytes, starts: Starts) -> Head | None:
         return None
     if len(headers) != len(rest) or "host" not in headers or not _NOT_PLAIN.isdisjoint(headers):
         return None
-    length = headers.get("content-length", b"").strip(b" \t")
+    # Without a length, and without chunks, there is no body (RFC 9112, section 6.3).
+    length = headers.get("content-length", b"0").strip(b" \t")
     if not _LENGTH.fullmatch(length):
         return None
     connection = headers.get("connection", b"").strip(b" \t").lower()
     if connection not in (b"", b"keep-alive", b"close"):
         return None
     return Head(*start, headers, int(length), connection != b"close")
+
+
+def _start_of(first: bytes) -> tuple[str, str] | None:
+    found = _FIRST_LINE.fullmatch(first)
+    return None if found is None else (found[1].decode(), found[2].decode())
 
 
 class _Names(dict[bytes, str]):

@@ -9,6 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from router.api.reply import Reply
+from router.errors import RouterError
+
+# Makes and records the answer to what could not be read as a request.
+Refuse = Callable[[RouterError], Reply]
+
 
 class Request(Protocol):
     """`target` is what the client asked for, as it wrote it; `peer` its address.

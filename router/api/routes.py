@@ -28,7 +28,7 @@ class Caller(enum.Enum):
 
 
 class Route(NamedTuple):
-    """`is_hot`: so many requests come here that a server's cost is felt (`api/front.py`)."""
+    """`is_hot`: so many requests come here that each step is felt (`api/head.py`)."""
 
     handler: Handler
     caller: Caller = Caller.KEY

@@ -1,9 +1,10 @@
-"""Where clients connect: to the front, and behind it to aiohttp's server, which takes all that the
-front does not, with our errors and our time limits at its edge.
+"""Where clients connect: to the front, which serves all that is plain, and behind it to aiohttp's
+server, for good, with any connection on which something else comes.
 
-Below `web.Application`, whose routing and middlewares cost more than a whole call may. What
-aiohttp answers by itself (a malformed request line, too large a header) is put into the OpenAI
-envelope, and a connection that does not finish its first request head in time is closed.
+aiohttp is imported when the first such connection comes: many a daemon never has one, and it would
+be a fifth of its memory and a quarter of its start. A thread imports it, so that calls go on, each
+step of theirs a few milliseconds later at worst. The connections that come meanwhile are not read,
+and count as all others do.
 """
 
 from __future__ import annotations
@@ -11,245 +12,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiohttp import HttpVersion11, web
-from aiohttp.web_protocol import RequestHandler
+from router.api.answer import whole
+from router.api.front import Front, FrontRequest, Fronts
+from router.api.head import Head
+from router.api.request import Refuse, Request
+from router.errors import InternalFault
 
-from router.api.front import Front, Fronts
-from router.api.reply import SERVER_NAME, Reply
-from router.api.request import Request
-from router.errors import BadRequest, InternalFault, RouterError
+if TYPE_CHECKING:
+    from router.api.aiohttp_server import AiohttpServer
 
 _log = logging.getLogger("rungway")
-_LINE_BYTES_MAX = 16 << 10
-_REASON_CHARS_MAX = 300
-
-# Makes and records the answer to what could not be read as a request.
-Refuse = Callable[[RouterError], Reply]
-
-
-class Connection(RequestHandler):
-    """One client connection that the front has handed over."""
-
-    __slots__ = ("_header_s", "_refuse", "_stall_s", "_stall_timer", "when_left")
-
-    def __init__(
-        self, manager: Server, *, header_s: float, stall_s: float, refuse: Refuse, **kwargs: Any
-    ) -> None:
-        super().__init__(manager, **kwargs)
-        self._header_s = header_s
-        self._stall_s = stall_s
-        self._refuse = refuse
-        self._stall_timer: asyncio.TimerHandle | None = None
-        # Instead of cancelling the task that serves the request (`flow/sink.py`).
-        self.when_left: Callable[[], None] | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        manager = self._manager
-        assert isinstance(manager, Server)
-        super().connection_made(transport)
-        if manager.is_crowded():
-            self.force_close()
-            return
-        # aiohttp already closes a connection that is idle at this time; it only waits too long.
-        handle = self._keepalive_handle
-        if handle is not None:
-            handle.cancel()
-        self._next_keepalive_close_time = self._loop.time() + self._header_s
-        self._keepalive_handle = self._loop.call_at(
-            self._next_keepalive_close_time, self._process_keepalive
-        )
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        waiting = len(self._messages)
-        if waiting > 1 or (waiting and self._request_in_progress):
-            # A request behind one that is being served: while it waits, aiohttp reads no further,
-            # and would not see its client leave. No client needs pipelining; this one is the last.
-            keep = 0 if self._request_in_progress else 1
-            while len(self._messages) > keep:
-                self._messages.pop()
-            self.close()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._stall_timer is None:
-            self._stall_timer = self._loop.call_later(self._stall_s, self._stalled)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._drop_stall_timer()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._drop_stall_timer()
-        task, act, self.when_left = self._task_handler, self.when_left, None
-        super().connection_lost(exc)
-        if act is not None:
-            act()
-        elif task is not None:
-            task.cancel()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        error: RouterError
-        if isinstance(exc, ConnectionError):
-            # The client has left, which is nobody's fault; aiohttp knows what to do about it.
-            raise exc
-        if status == 500:
-            _log.error("a request failed in a way nobody foresaw", exc_info=exc)
-            error = InternalFault("Rungway failed; its log has the trace")
-        else:
-            reason = " ".join(str(message or exc).split())[:_REASON_CHARS_MAX]
-            error = BadRequest(
-                f"this is no HTTP request that can be read: {reason}", code="unreadable_request"
-            )
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun and cannot become an error")
-        reply = self._refuse(error)
-        headers = {**reply.headers, "Server": SERVER_NAME}
-        answer = web.Response(
-            status=reply.status, body=reply.body, content_type=reply.content_type, headers=headers
-        )
-        answer.force_close()
-        return answer
-
-    def _stalled(self) -> None:
-        """The client has read nothing for so long that what waits for it is given up."""
-        self._stall_timer = None
-        if self.transport is not None:
-            self.transport.abort()
-
-    def _drop_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+# A thread's import cannot be ended, but nobody waits for it longer.
+_IMPORT_S_MAX = 30.0
+# What is answered where no request was read.
+_UNREAD = Head("", "", {}, 0, is_kept=False)
 
 
-class AioRequest:
-    """A request that aiohttp has read."""
-
-    __slots__ = ("_is_continued", "_is_kept", "_request", "is_begun")
-    waited_s = 0.0
-
-    def __init__(self, request: web.BaseRequest) -> None:
-        self._request = request
-        self._is_kept = bool(request.keep_alive)
-        self._is_continued = False
-        self.is_begun = False
-
-    @property
-    def method(self) -> str:
-        return self._request.method
-
-    @property
-    def target(self) -> str:
-        return self._request.raw_path
-
-    @property
-    def is_http_1_1(self) -> bool:
-        return self._request.version >= HttpVersion11
-
-    @property
-    def peer(self) -> object:
-        transport = self._request.transport
-        return None if transport is None else transport.get_extra_info("peername")
-
-    def header(self, name: str) -> str | None:
-        return self._request.headers.get(name)
-
-    @property
-    def body_bytes(self) -> int | None:
-        return self._request.content_length
-
-    def take_body(self) -> bytes | None:
-        return None
-
-    async def read(self) -> bytes:
-        if not self._is_continued:
-            self._is_continued = True
-            if (self.header("expect") or "").lower() == "100-continue":
-                # aiohttp answers this only in its Application; without it curl waits a second.
-                await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            return await self._request.content.readany()
-        except web.RequestPayloadError as error:
-            raise BadRequest(f"the request body cannot be read: {error}") from error
-
-    @property
-    def is_kept(self) -> bool:
-        return self._is_kept
-
-    @property
-    def is_full(self) -> bool:
-        return self._request.protocol.writing_paused
-
-    def part(self) -> None:
-        self._is_kept = False
-
-    def write(self, data: bytes) -> None:
-        transport = self._request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has left")
-        self.is_begun = True
-        # What tells aiohttp that an answer has begun.
-        self._request.writer.output_size += len(data)
-        transport.write(data)
-
-    def write_now(self, data: bytes) -> bool:
-        transport = self._request.transport
-        if transport is None or transport.is_closing() or self.is_full:
-            return False
-        transport.write(data)
-        return True
-
-    async def drain(self) -> None:
-        await self._request.writer.drain()
-
-    def close(self) -> None:
-        if (transport := self._request.transport) is not None:
-            transport.close()
-
-    def abort(self) -> None:
-        if (transport := self._request.transport) is not None:
-            transport.abort()
-
-    def when_left(self, act: Callable[[], None] | None) -> None:
-        connection = self._request.protocol
-        assert isinstance(connection, Connection)
-        connection.when_left = act
-
-
-class Written(web.StreamResponse):
-    """What aiohttp is handed when all is written: it finds nothing left to do.
-
-    Its own responses cost as much as all the rest of the server.
-    """
-
-    # The parent's constructor is not called: nothing that it makes is used.
-    def __init__(self, *, is_kept: bool) -> None:
-        self._is_kept = is_kept
-
-    @property
-    def keep_alive(self) -> bool:
-        return self._is_kept
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to be written."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to be written."""
-
-
-class Server(web.Server):
+class Server:
     """Makes the connections of clients. `connections_max` more are closed as soon as they are made.
 
-    `hot` are the methods and targets for the front.
+    `hot` are the methods and targets that most ask for.
     """
 
     def __init__(
@@ -263,62 +47,91 @@ class Server(web.Server):
         idle_connection_s: float,
         connections_max: int,
     ) -> None:
-        # Who leaves is the connection's matter: a call may be one that goes on.
-        super().__init__(self._serve, handler_cancellation=False)
         self._handle = handle
+        self._refuse = refuse
+        self._limits = {"header_s": header_s, "stall_s": stall_s, "idle_s": idle_connection_s}
         self._connections_max = connections_max
-        self._fronts = Fronts(
-            handle,
-            self._take_over,
-            self.is_crowded,
-            hot,
-            header_s=header_s,
-            stall_s=stall_s,
-            idle_s=idle_connection_s,
-        )
-        self._settings: dict[str, Any] = {
-            "refuse": refuse,
-            "header_s": header_s,
-            "stall_s": stall_s,
-            "keepalive_timeout": idle_connection_s,
-            "access_log": None,
-            "max_line_size": _LINE_BYTES_MAX,
-            "max_field_size": _LINE_BYTES_MAX,
-            "lingering_time": 2.0,
-        }
+        self._fronts = Fronts(handle, self._hand_over, self._is_crowded, hot, **self._limits)
+        self._behind: AiohttpServer | None = None
+        # Handed over, with what came on them, and not yet taken.
+        self._waiting: list[tuple[Front, bytes]] = []
+        self._opening: asyncio.Task[None] | None = None
+        self._is_ending = False
 
     @property
     def connections(self) -> list[Any]:
-        """The front's, and aiohttp's."""
-        return [*self._fronts.open, *self._connections]
-
-    def is_crowded(self) -> bool:
-        return len(self._fronts.open) + len(self._connections) > self._connections_max
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        # Its task may go on for others, and is theirs.
-        self._connections.pop(handler, None)
+        """The front's, those that wait for aiohttp, and aiohttp's."""
+        behind = [] if self._behind is None else self._behind.connections
+        return [*self._fronts.open, *(front for front, _ in self._waiting), *behind]
 
     def pre_shutdown(self) -> None:
+        """Connections without a request close; the others after its answer."""
+        self._is_ending = True
         self._fronts.pre_shutdown()
-        super().pre_shutdown()
+        if self._behind is not None:
+            self._behind.pre_shutdown()
 
-    async def shutdown(self, timeout: float | None = None) -> None:
-        await asyncio.gather(self._fronts.shutdown(timeout), super().shutdown(timeout))
+    async def shutdown(self, limit_s: float | None) -> None:
+        """End what is under way: it may take so long by itself, and so long when it is told to."""
+        self.pre_shutdown()
+        if self._opening is not None:
+            await asyncio.wait((self._opening,), timeout=limit_s)
+        if self._opening is not None:
+            self._opening.cancel()
+        for front, _ in self._waiting:
+            front.close_when_sent()
+        ends = [self._fronts.shutdown(limit_s)]
+        if self._behind is not None:
+            ends.append(self._behind.shutdown(limit_s))
+        await asyncio.gather(*ends)
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Front:
         return Front(self._fronts)
 
-    def _take_over(self, transport: asyncio.Transport, data: bytes) -> None:
-        connection = Connection(self, loop=self._loop, **self._settings)
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-        connection.data_received(data)
+    async def open_behind(self) -> None:
+        """From now on aiohttp's server takes connections at once. Raises what an import may."""
+        async with asyncio.timeout(_IMPORT_S_MAX):
+            made = await asyncio.to_thread(_aiohttp_server)
+        self._behind = made(self._handle, self._refuse, **self._limits)
 
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        asked = AioRequest(request)
+    def _is_crowded(self) -> bool:
+        behind = 0 if self._behind is None else len(self._behind.connections)
+        return len(self._fronts.open) + len(self._waiting) + behind > self._connections_max
+
+    def _hand_over(self, front: Front, data: bytes) -> None:
+        if self._behind is not None:
+            self._behind.take_over(front.transport, data)
+            return
+        front.pause_reading()
+        self._waiting.append((front, data))
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open_and_take())
+
+    async def _open_and_take(self) -> None:
         try:
-            await self._handle(asked)
-        finally:
-            asked.when_left(None)
-        return Written(is_kept=asked.is_kept)
+            await self.open_behind()
+        except Exception:
+            # The next connection tries again: files may have been short, or an upgrade under way.
+            _log.exception("aiohttp cannot be imported: only plain requests are served")
+        waiting, self._waiting, self._opening = self._waiting, [], None
+        for front, data in waiting:
+            if front.transport.is_closing():
+                continue
+            if self._behind is None:
+                self._turn_away(front)
+            else:
+                front.resume_reading()
+                self._behind.take_over(front.transport, data)
+        if self._behind is not None and self._is_ending:
+            self._behind.pre_shutdown()
+
+    def _turn_away(self, front: Front) -> None:
+        reply = self._refuse(InternalFault("Rungway serves only plain requests; its log has why"))
+        front.transport.write(whole(FrontRequest(front, _UNREAD, b"", 0.0), reply, ""))
+        front.close_when_sent()
+
+
+def _aiohttp_server() -> type[AiohttpServer]:
+    from router.api.aiohttp_server import AiohttpServer  # noqa: PLC0415
+
+    return AiohttpServer

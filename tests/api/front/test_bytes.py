@@ -18,11 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from router.api.aiohttp_server import Connection
 from router.api.answer import send
 from router.api.front import Front
 from router.api.reply import Reply, error_reply, json_reply
 from router.api.request import Request
-from router.api.server import Connection, Server
+from router.api.server import Server
 from router.errors import RouterError
 from tests.fakes.wire import Wire
 
@@ -59,6 +60,7 @@ async def settled() -> None:
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     one = server_of()
+    await one.open_behind()
     yield one
     one.pre_shutdown()
     await one.shutdown(1)
@@ -74,7 +76,8 @@ def opened(server: Server, *, is_front: bool = True) -> Wire:
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             assert isinstance(transport, Wire)
-            server._take_over(transport, b"")
+            assert server._behind is not None
+            server._behind.take_over(transport, b"")
             made.append(transport)
 
     return Wire(Behind())
@@ -104,6 +107,30 @@ def request(*lines: bytes, body: bytes = b"hello", start: bytes = b"POST /chat H
 
 
 PLAIN = request(b"Authorization: Bearer k", b"Connection: keep-alive", b"x-A:  b c\t")
+GET = b"GET /other?a=%20b&c=d/e? HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = (
+    b"POST /chat HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+)
+ALL_PLAIN = [
+    PLAIN,
+    GET,
+    b"HEAD / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n",
+    b"DELETE /keys/a%2Fb HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
+    request(start=b"PATCH /keys/a HTTP/1.1"),
+]
+
+
+@pytest.mark.parametrize("data", ALL_PLAIN)
+async def test_what_is_plain_is_the_fronts_and_answered_as_aiohttp_would(
+    data: bytes, server: Server
+) -> None:
+    wire = opened(server)
+    for _ in range(3):
+        wire.feed(data)
+        await settled()
+    assert wire.sent.count(b"200 OK") == 3
+    assert isinstance(wire.get_protocol(), Front)
+    assert await answer(server, [data]) == await answer(server, [data], is_front=False)
 
 
 async def test_any_two_pieces_are_answered_as_the_whole(server: Server) -> None:
@@ -193,6 +220,29 @@ ODD = {
     "no body": request(body=b""),
     "blanks around the length": request().replace(b"Length: 5", b"Length:\t 5 \t"),
     "a get": b"GET /chat HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a get with a body": request(start=b"GET /chat HTTP/1.1"),
+    "a get with chunks": CHUNKED.replace(b"POST", b"GET"),
+    "a get without a host": b"GET /chat HTTP/1.1\r\n\r\n",
+    "a get of old HTTP": b"GET /chat HTTP/1.0\r\n\r\n",
+    "a get of oldest HTTP": b"GET /chat\r\n\r\n",
+    "two gets at once": GET + GET,
+    "a get and garbage": GET + b"\0\0\0",
+    "a get of some bytes": b"GET /\xc3\xa9\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a get of a fragment": b"GET /chat#a HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a get of odd escapes": b"GET /%zz%?%00%0d%0a HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a get of two slashes": b"GET //other/../a;b@c:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a get of no path": b"GET chat HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a get of a star": b"GET * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "options of a star": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "options": b"OPTIONS /chat HTTP/1.1\r\nHost: localhost\r\nOrigin: http://a\r\n\r\n",
+    "a head": b"HEAD /chat HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a connect": b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a connect with a path": b"CONNECT /chat HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a trace": b"TRACE /chat HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "another method": b"PROPFIND /chat HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "no method": b"XYZ /chat HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a websocket": b"GET /chat HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\n\r\n",
     "garbage": b"GARBAGE\r\n\r\n",
     "nothing but ends": b"\r\n\r\n\r\n\r\n",
     "a hello of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -214,12 +264,35 @@ async def test_what_is_odd_means_to_the_front_what_it_means_to_aiohttp(
 SPICE = [b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b"\t", b":", b"\0", b"\x7f", b"\x80", b",", b"5"]
 SPICE += [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"]
 SPICE += [b"x", b"HTTP/1.1", b"POST /chat HTTP/1.1\r\n", b"Expect: 100-continue\r\n", b"\xc3\xa9"]
+SPICE += [
+    b"GET",
+    b"HEAD ",
+    b"OPTIONS",
+    b"CONNECT ",
+    b"/",
+    b"//",
+    b"?",
+    b"#",
+    b"%",
+    b"%0d",
+    b"\\",
+    b"*",
+]
+SPICE += [
+    b"http://localhost",
+    b"HTTP/1.0",
+    b"Upgrade: h2c\r\n",
+    b"TE: trailers\r\n",
+    b'"',
+    b"{",
+    b"|",
+]
 
 
 @st.composite
 def spoilt(draw: Any) -> list[bytes]:
     """A plain request with a few changes, in a few pieces."""
-    data = PLAIN + draw(st.sampled_from([b"", PLAIN]))
+    data = draw(st.sampled_from(ALL_PLAIN)) + draw(st.sampled_from([b"", *ALL_PLAIN]))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(data)))
         end = at + draw(st.sampled_from([0, 0, 1, 2, 10]))
@@ -248,6 +321,7 @@ def test_no_change_and_no_cut_has_the_front_answer_otherwise_than_aiohttp(
 ) -> None:
     async def both() -> None:
         server = server_of()
+        await server.open_behind()
         ours = await answer(server, pieces)
         # Of garbage behind a request aiohttp says other things when it comes in the same read, and
         # the front gives it in one read what it has kept of several.
@@ -260,8 +334,7 @@ def test_no_change_and_no_cut_has_the_front_answer_otherwise_than_aiohttp(
 
 async def test_what_is_handed_over_stays_so(server: Server) -> None:
     wire = opened(server)
-    get = b"GET /other HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    for data in (PLAIN, PLAIN, get, PLAIN):
+    for data in (PLAIN, GET, CHUNKED, PLAIN):
         before = wire.sent.count(b"200 OK")
         wire.feed(data)
         await settled()
@@ -543,10 +616,15 @@ async def test_more_connections_than_allowed_are_closed_at_once() -> None:
     first, second, third = (opened(server) for _ in range(3))
     await settled()
     assert [one.is_closing() for one in (first, second, third)] == [False, False, True]
-    first.feed(b"GET /other HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await settled()
-    assert b"200 OK" in first.sent
+    await server.open_behind()
+    for wire, data in ((first, CHUNKED), (second, GET)):
+        wire.feed(data)
+        await settled()
+        assert b"200 OK" in wire.sent
     assert len(server.connections) == 2
+    late = opened(server)
+    await settled()
+    assert late.is_closing()
     server.pre_shutdown()
     await server.shutdown(1)
 

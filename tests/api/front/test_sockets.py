@@ -19,6 +19,15 @@ from tests.house import House, ladder_of, open_house
 KEYS = f'[keys.a]\nsha256 = "{hashlib.sha256(b"a-key").hexdigest()}"\n'
 
 
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def chunked(body: Any) -> bytes:
+    data = orjson.dumps(body)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    return b"%bTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, len(data), data)
+
+
 def by_front(house: House) -> list[bool]:
     return [isinstance(one, Front) for one in house.server.connections]
 
@@ -34,14 +43,13 @@ async def gone(house: House) -> None:
 
 
 async def test_one_connection_serves_all_and_changes_hands_once() -> None:
-    get = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with FakeUpstream(GOOD) as up, open_house(ladder_of(up.url)) as house:
         raw = await opened(house)
         for _ in range(3):
-            assert await status_of(raw, request("1.1")) == 200
-            assert await status_of(raw, request("1.1", stream=True)) == 200
+            for data in (request("1.1"), request("1.1", stream=True), MODELS):
+                assert await status_of(raw, data) == 200
         assert by_front(house) == [True]
-        for data in (get, request("1.1"), request("1.1", stream=True), get):
+        for data in (chunked(HI), request("1.1"), request("1.1", stream=True), MODELS):
             assert await status_of(raw, data) == 200
             assert by_front(house) == [False]
         raw.writer.close()
