@@ -1,6 +1,7 @@
 """The composition root: from a configuration to a service. Only here are concrete kinds named.
 
-A new kind of backend is one line in `_MAKERS`.
+A new kind of backend is one line in `_MAKERS`. Each imports its module late: most daemons have one
+or two, and all together are a tenth of a start.
 """
 
 from __future__ import annotations
@@ -18,12 +19,6 @@ import msgspec
 from router.api.guard import Guard
 from router.api.service import DecodeTokens, ServerLimits, Service, Shared
 from router.backends.base import Backend
-from router.backends.gradio_space import GradioSpaceBackend
-from router.backends.inference_endpoint import InferenceEndpointBackend
-from router.backends.inference_providers import InferenceProvidersBackend
-from router.backends.openai import OpenAiBackend
-from router.backends.tei import TeiBackend
-from router.backends.tgi import TgiBackend
 from router.config import schema
 from router.config.addresses import is_loopback
 from router.config.checks import state_folder
@@ -46,7 +41,6 @@ from router.flow.pipeline import Pipeline
 from router.flow.reuse import Reuse
 from router.flow.second_tier import SecondTier
 from router.flow.tasks import Tasks
-from router.hub.spaces import Spaces
 from router.store.open import open_store
 from router.transport.http import HttpClient
 from router.types import Key, KeyLimits, nanousd_of
@@ -261,18 +255,26 @@ def token_decoder() -> DecodeTokens | None:
 
 
 def _openai(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    from router.backends.openai import OpenAiBackend  # noqa: PLC0415
+
     return OpenAiBackend(name, settings.url, client, credential=Credential(settings.token, environ))
 
 
 def _tgi(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    from router.backends.tgi import TgiBackend  # noqa: PLC0415
+
     return TgiBackend(name, settings.url, client, credential=Credential(settings.token, environ))
 
 
 def _tei(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    from router.backends.tei import TeiBackend  # noqa: PLC0415
+
     return TeiBackend(name, settings.url, client, credential=Credential(settings.token, environ))
 
 
 def _providers(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    from router.backends.inference_providers import InferenceProvidersBackend  # noqa: PLC0415
+
     return InferenceProvidersBackend(
         name,
         url=settings.url,
@@ -284,6 +286,8 @@ def _providers(name: str, settings: Any, client: HttpClient, environ: Mapping[st
 
 
 def _endpoint(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    from router.backends.inference_endpoint import InferenceEndpointBackend  # noqa: PLC0415
+
     return InferenceEndpointBackend(
         name,
         endpoint=settings.endpoint,
@@ -295,6 +299,9 @@ def _endpoint(name: str, settings: Any, client: HttpClient, environ: Mapping[str
 
 
 def _space(name: str, settings: Any, client: HttpClient, environ: Mapping[str, str]) -> Backend:
+    from router.backends.gradio_space import GradioSpaceBackend  # noqa: PLC0415
+    from router.hub.spaces import Spaces  # noqa: PLC0415
+
     return GradioSpaceBackend(
         name,
         url=settings.url,

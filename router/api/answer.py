@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from email.utils import formatdate
 from http import HTTPStatus
 
 from router.api.reply import JSON_TYPE, SERVER_NAME, Reply
@@ -113,7 +112,9 @@ class _ServerAndDate:
         now = int(time.time())
         if now != self._second:
             self._second = now
-            self._text = f"Server: {SERVER_NAME}\r\nDate: {formatdate(now, usegmt=True)}\r\n"
+            # As RFC 9110 has it: nothing here sets a locale, so the names are English.
+            date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
+            self._text = f"Server: {SERVER_NAME}\r\nDate: {date}\r\n"
         return self._text
 
 

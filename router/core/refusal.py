@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -222,10 +221,15 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             continue
         return seconds if 0 <= seconds < _RETRY_AFTER_S_MAX else None
+    until, now = headers.get("retry-after"), headers.get("date")
+    if not until or not now:
+        return None
+    # Few servers tell a date, and email is half a megabyte.
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415
+
     try:
-        until = parsedate_to_datetime(headers["retry-after"])
-        seconds = (until - parsedate_to_datetime(headers["date"])).total_seconds()
-    except (KeyError, ValueError, TypeError, OverflowError):
+        seconds = (parsedate_to_datetime(until) - parsedate_to_datetime(now)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
         return None
     return max(0.0, seconds) if seconds < _RETRY_AFTER_S_MAX else None
 

@@ -21,7 +21,16 @@ from tests.e2e.test_workers import ANSWER, CHAT, HI, answering, serving, workers
 from tests.fakes.upstream import FakeUpstream
 
 # What no daemon needs for a first answer. `aiohttp` alone is a fifth of an idle process.
-LATE = ("aiohttp", "httpx", "prometheus_client", "valkey", "xllamacpp", "router.hub.detect")
+LATE: tuple[str, ...] = (
+    "aiohttp",
+    "email",
+    "http.client",
+    "httpx",
+    "prometheus_client",
+    "urllib.request",
+    "valkey",
+)
+LATE += ("router.backends.gradio_space", "router.backends.openai", "router.hub.detect")
 
 
 def has_aiohttp(pid: int) -> bool:

@@ -7,6 +7,7 @@ Its import is held up where Python looks for the module, as by a slow disk or a 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import sys
 import threading
@@ -33,12 +34,13 @@ class Disk(MetaPathFinder):
     def __init__(self) -> None:
         self.go = threading.Event()
         self.failures = 0
+        self.asked_by: list[threading.Thread] = []
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name == MODULE:
-            assert threading.current_thread() is not threading.main_thread()
+            self.asked_by.append(threading.current_thread())
             self.go.wait(30)
             if self.failures:
                 self.failures -= 1
@@ -52,7 +54,10 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
     monkeypatch.setattr(sys, "meta_path", [one, *sys.meta_path])
     yield one
+    one.failures = 0
     one.go.set()
+    # A thread that still imports it ends before the next test.
+    importlib.import_module(MODULE)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -100,6 +105,8 @@ async def test_plain_requests_are_served_while_others_wait(disk: Disk) -> None:
         await settled()
         assert wire.sent.count(b"200 OK") == 2
     assert len(server.connections) == 22
+    assert len(disk.asked_by) == 1
+    assert threading.main_thread() not in disk.asked_by
     # The next one does not wait.
     assert b"200 OK" in await answer(server, [CHUNKED])
     await server.shutdown(1)
@@ -167,13 +174,13 @@ async def test_a_failed_import_is_told_and_the_next_one_tries_again(
 async def test_an_import_without_end_is_not_waited_for_without_end(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_IMPORT_S_MAX", 0.05)
     server = server_of()
     wire = opened(server)
-    wire.feed(CHUNKED)
-    await until(wire.is_closing)
+    with monkeypatch.context() as limits:
+        limits.setattr(server_module, "_IMPORT_S_MAX", 0.05)
+        wire.feed(CHUNKED)
+        await until(wire.is_closing)
     assert error_of(wire) == "internal_error"
-    monkeypatch.undo()
     disk.go.set()
     other = opened(server)
     other.feed(CHUNKED)
@@ -208,3 +215,5 @@ async def test_the_end_does_not_wait_for_an_import_without_end(disk: Disk) -> No
     await settled()
     assert wire.is_closing()
     assert wire.sent == b""
+    # Its thread would hold the loop's end.
+    disk.go.set()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from email.utils import formatdate
 from itertools import pairwise, product
 from typing import Any
 
@@ -131,6 +133,17 @@ async def test_what_is_plain_is_the_fronts_and_answered_as_aiohttp_would(
     assert wire.sent.count(b"200 OK") == 3
     assert isinstance(wire.get_protocol(), Front)
     assert await answer(server, [data]) == await answer(server, [data], is_front=False)
+
+
+async def test_each_answer_has_its_date_as_http_writes_it(server: Server) -> None:
+    before = int(time.time())
+    wire = opened(server)
+    wire.feed(PLAIN)
+    await settled()
+    found = re.search(rb"\r\nDate: ([^\r]*)\r\n", wire.sent)
+    assert found is not None
+    usual = [formatdate(at, usegmt=True) for at in range(before, int(time.time()) + 1)]
+    assert found[1].decode() in usual
 
 
 async def test_any_two_pieces_are_answered_as_the_whole(server: Server) -> None:
