@@ -327,7 +327,9 @@ def joined(pieces: list[bytes]) -> Iterator[list[bytes]]:
         yield found
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(pieces=spoilt())
 def test_no_change_and_no_cut_has_the_front_answer_otherwise_than_aiohttp(
     pieces: list[bytes],
