@@ -181,7 +181,8 @@ class Needs:
 
 @dataclass(slots=True)
 class ChatCall:
-    """A chat request after validation. `body` is the client's JSON and is never changed.
+    """A chat request after validation. `body` is the client's JSON and is never changed, but
+    for its messages: they are let go once an answer has begun that no other can go on with.
 
     `wants_usage` is the client's own wish for a usage chunk; `clamped_to` the output tokens that
     the key's limit left, when that is fewer than were asked for.

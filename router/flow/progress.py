@@ -73,6 +73,14 @@ class Progress:
             return opened
         return _JoinedStream(opened, Seam(self.given, self.spent, who=who))
 
+    def let_go(self, call: ChatCall) -> None:
+        """Of the prompt, once this attempt's content has gone out and no other may go on with it:
+        nobody is asked again, and thousands of streams may last long."""
+        if self.given is None and self._sink.is_committed:
+            for asked in (self._call, call):
+                if isinstance(asked, ChatCall):
+                    asked.body.pop("messages", None)
+
     def goes_on(self, error: UpstreamError, record: Record) -> bool:
         """Whether another rung may be tried after this failure, and with what."""
         self._broken = error

@@ -119,6 +119,7 @@ async def _pass_on(
                         if frames and not outlet.write_now(frames):
                             patience.pause()
                             await outlet.write(frames, is_whole=relay.is_whole)
+                            progress.let_go(attempt.call)
                         # Once it is whole, only a usage chunk and [DONE] can come.
                         grace_s = _GRACE_S if relay.is_whole else limits.idle_s
                         patience.wait("idle", min(grace_s, limits.idle_s))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import orjson
@@ -57,6 +58,66 @@ async def test_each_event_goes_out_as_it_came_and_is_counted(alike: bool) -> Non
     assert b'"finish_reason":"stop"' in raw
     # A server that reports nothing sends a token a chunk.
     assert house.lines[0]["output_tokens"] == sum(map(bool, TEXTS))
+
+
+async def raw_answer(house: House, body: bytes) -> bytes:
+    """All that comes on a connection which closes behind the answer."""
+    reader, writer = await asyncio.open_connection(*house.url[7:].split(":"))
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    raw = await reader.read()
+    writer.close()
+    return raw
+
+
+async def test_what_comes_at_once_with_its_end_goes_out_as_one() -> None:
+    whole = b"".join(
+        b"data: " + one + b"\n\n"
+        for one in [*payloads(alike=True)[:2], orjson.dumps(chunk({}, "stop")), b"[DONE]"]
+    )
+
+    async def told(request: Request, reply: Reply) -> None:
+        await reply.start()
+        await reply.send(whole)
+        await reply.end()
+
+    async with FakeUpstream(told) as up, open_house(ladder_of(up.url)) as house:
+        raw = await raw_answer(house, orjson.dumps(STREAM))
+    size, _, rest = raw.partition(b"\r\n\r\n")[2].partition(b"\r\n")
+    assert rest[int(size, 16) :] == b"\r\n0\r\n\r\n", "one chunk has all of it"
+    assert rest.startswith(whole.removesuffix(b"data: [DONE]\n\n"))
+    assert rest.count(b"data: [DONE]\n\n") == 1
+
+
+@pytest.mark.parametrize("rescue", [True, False])
+async def test_a_stream_that_lasts_keeps_no_prompt_that_nobody_asks_again(rescue: bool) -> None:
+    prompt = "What is kept for long is dear."
+    messages = [{"role": "user", "content": prompt}]
+    body = orjson.dumps({**STREAM, "messages": messages})
+    goes_on = asyncio.Event()
+
+    async def lasting(request: Request, reply: Reply) -> None:
+        await reply.start()
+        await reply.event(chunk({"content": "Indeed"}))
+        await goes_on.wait()
+        await reply.event(chunk({}, "stop"))
+        await reply.event(b"[DONE]")
+        await reply.end()
+
+    def kept() -> int:
+        lists = [one for one in gc.get_objects() if type(one) is list and one is not messages]
+        return sum(one == messages for one in lists)
+
+    settings = 'rescue = "continue"' if rescue else ""
+    async with (
+        FakeUpstream(lasting) as up,
+        open_house(ladder_of(up.url, ladder=settings)) as house,
+        house.client.post(f"{house.url}/v1/chat/completions", data=body) as answer,
+    ):
+        assert b"Indeed" in await answer.content.readany()
+        assert bool(kept()) is rescue
+        goes_on.set()
+        assert b"[DONE]" in await answer.read()
 
 
 async def test_the_limit_between_events_begins_anew_with_each() -> None:
