@@ -283,17 +283,17 @@ class Flight(Generic[Payer, Result]):
 
     async def _run(self, work: Callable[[Flight[Payer, Result]], Awaitable[Result | None]]) -> None:
         try:
-            self.result = await work(self)
+            result = await work(self)
         except RouterError as error:
-            self.error = error
+            self.over(None, error)
+        else:
+            self.over(result, None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        error = self.error
         if task.cancelled():
-            error = Draining("Rungway is going down and could not wait for this answer")
+            self.over(None, Draining("Rungway is going down and could not wait for this answer"))
         elif (fault := task.exception()) is not None:
-            error = fault
-        self.over(self.result, error)
+            self.over(None, fault)
 
 
 class Seat(Generic[Payer, Result]):
