@@ -207,6 +207,10 @@ class Sharing:
                     self._drain(seat, payer, record)
                 elif seat.is_alone:
                     await seat.stop(_SETTLE_S)
+                else:
+                    seat.leave()
+                    # Nobody of the others may have been able to pay.
+                    await seat.settled(_SETTLE_S)
                 raise
             finally:
                 _absorb(seat, record)

@@ -88,7 +88,6 @@ class Flight(Generic[Payer, Result]):
         "_bytes",
         "_cache_key",
         "_caught_up",
-        "_cut_payer",
         "_frames",
         "_frames_gone",
         "_hand_over",
@@ -120,9 +119,8 @@ class Flight(Generic[Payer, Result]):
         self._caught_up: asyncio.Future[None] | None = None
         self.task: asyncio.Task[Any] | None = None
         self.is_over = False
-        # Who pays now, or paid when it ended or was cut; None: all had left.
+        # Who pays now, or paid when it ended, was cut or all had left.
         self.payer: Payer | None = None
-        self._cut_payer: Payer | None = None
         self.error: BaseException | None = None
         self.result: Result | None = None
         # What the work wants its seats to know besides the frames.
@@ -183,7 +181,6 @@ class Flight(Generic[Payer, Result]):
     def over(self, result: Result | None, error: BaseException | None) -> None:
         """The work has ended."""
         self.result, self.error = result, error
-        self.payer = self.payer or self._cut_payer
         self.is_over = True
         self._close()
         self._wake()
@@ -201,10 +198,7 @@ class Flight(Generic[Payer, Result]):
         seat = self._seats[0]
         seat.is_cut = True
         self._remove(seat, None)
-        if self._seats:
-            return True
-        self._cut_payer = seat.payer
-        return False
+        return bool(self._seats)
 
     def leave(self, seat: Seat[Payer, Result]) -> None:
         if not self.is_over and seat in self._seats:
@@ -248,8 +242,9 @@ class Flight(Generic[Payer, Result]):
         if paid:
             while self._seats and not self._hand_over(seat.payer, self._seats[0].payer):
                 self._seats.pop(0).gone(GoAlone())
-        self.payer = self._seats[0].payer if self._seats else None
-        if not self._seats:
+        if self._seats:
+            self.payer = self._seats[0].payer
+        else:
             self._close()
             if self.task is not None and not seat.is_cut:
                 self.task.cancel()

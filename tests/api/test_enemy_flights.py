@@ -161,16 +161,17 @@ async def test_a_fault_of_the_work_reaches_all_and_who_left_hears_nothing() -> N
         assert len(model.chats) == 1
 
 
-async def test_nobody_who_joined_can_pay_when_the_first_leaves() -> None:
+@pytest.mark.parametrize("body", [HI, STREAM])
+async def test_nobody_who_joined_can_pay_when_the_first_leaves(body: Any) -> None:
     """Bob has no money: he goes on alone, and is told so."""
     model = Counting()
     text = config("{url}", cache=SHARED)
     text = text.replace("[keys.bob.limits]\n", "[keys.bob.limits]\nusd_per_day = 0\n")
     async with FakeUpstream(model) as up, open_house(text.replace("{url}", up.url)) as house:
         model.may_answer.clear()
-        leader = asyncio.create_task(ask(house, HI))
+        leader = asyncio.create_task(ask(house, body))
         await until(lambda: model.chats)
-        joined = [asyncio.create_task(ask(house, HI, "bob")) for _ in range(3)]
+        joined = [asyncio.create_task(ask(house, body, "bob")) for _ in range(3)]
         await until(lambda: house.shared.observer.in_flight == 4)
         leader.cancel()
         for status, answer, _ in await asyncio.gather(*joined):

@@ -267,7 +267,7 @@ async def test_the_stream_goes_on_for_the_others_when_the_payer_is_spent(house: 
     house.work.feed.put_nowait(b"2")
     assert await other.read() == [b"2"]
     assert not house.work.flight.cut_payer(), "nobody is left to pay"
-    assert house.work.flight.payer is None
+    assert not house.work.flight.seats
     house.work.end.set_result("over")
     assert await rest(other) == b""
     await settle()
