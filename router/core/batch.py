@@ -86,17 +86,19 @@ class Queue(Generic[Caller]):
         item = self._known.get(identity)
         if item is None:
             item = self._known[identity] = Item(identity, value, tokens, key_name)
-            row = self._rows.get(key_name)
-            if row is None:
-                # Who was away gathered no claim meanwhile.
-                row = self._rows[key_name] = _Row(key_name, self._served)
-                self._give_turn(row)
-            elif not row.items:
-                row.served = max(row.served, self._served)
-            row.items[item] = None
+            self._row(key_name).items[item] = None
             self.waiting += 1
         item.wants.append((caller, index))
         return item
+
+    def put_back(self, item: Item[Caller]) -> None:
+        """What was sent and forgotten is to be sent again, before what else waits of its key."""
+        item.is_sent = False
+        self._known[item.identity] = item
+        items = self._row(item.key_name).items
+        items[item] = None
+        items.move_to_end(item, last=False)
+        self.waiting += 1
 
     def waiting_of(self, key_name: str) -> int:
         """How many of what waits are this key's."""
@@ -153,6 +155,17 @@ class Queue(Generic[Caller]):
         """The item is answered, failed or not wanted: whoever asks for its input next asks anew."""
         if self._known.get(item.identity) is item:
             del self._known[item.identity]
+
+    def _row(self, key_name: str) -> _Row[Caller]:
+        """The row in which what this key has waiting stands."""
+        row = self._rows.get(key_name)
+        if row is None:
+            # Who was away gathered no claim meanwhile.
+            row = self._rows[key_name] = _Row(key_name, self._served)
+            self._give_turn(row)
+        elif not row.items:
+            row.served = max(row.served, self._served)
+        return row
 
     def _give_turn(self, row: _Row[Caller]) -> None:
         self._turn += 1
@@ -220,6 +233,9 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
 def shares_of(total: int, items: Sequence[Item[Caller]]) -> Iterator[tuple[Caller, int]]:
     """Who bears how much of a request's tokens or cost: by each input's estimate, and in equal
     parts where several want the same one."""
+    if len(items) == 1 and len(items[0].wants) == 1:
+        yield items[0].wants[0][0], total
+        return
     parts = split_exactly(total, [item.tokens for item in items])
     for item, part in zip(items, parts, strict=True):
         if len(item.wants) == 1:

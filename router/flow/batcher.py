@@ -1,13 +1,15 @@
 """Embeddings of many callers in few upstream requests: what gathers while some are under way.
 
-A lane is what may share a request: same rung, credential and parameters. A call in an idle lane is
-sent at once; while `batches_in_flight` requests are under way the rest gathers, and goes as one
-when the first of them is back. So batches grow with the load, and an idle daemon adds no wait.
+A lane is what may share a request: same rung, credential and parameters. A call that finds room in
+its lane is sent at once, by its own task; while `batches_in_flight` requests are under way the rest
+gathers, and goes as one, in a task of its own, when the first of them is back. So batches grow with
+the load, and an idle daemon adds no wait and no task.
 
 Every caller gets its own vectors, in its own order, or an error that is its own: of a request that
 is refused for its content, the bad input is searched by halving, and only its callers hear of it.
-A caller that leaves takes out what was not sent; a request that nobody waits for is cancelled. Each
-request is paid for by those who shared it, to the last token.
+A caller that leaves takes out what was not sent; a request that nobody waits for is cancelled, and
+one whose own caller leaves is asked again for those who had joined it. Each request is paid for by
+those who shared it, to the last token.
 
 No clock of its own: each caller limits its waiting, and a request lives while one of them waits.
 """
@@ -78,24 +80,46 @@ class Tab:
 class _Caller:
     """One call that waits for its vectors."""
 
-    __slots__ = ("done", "items", "missing", "send", "tab", "vectors")
+    __slots__ = ("_turn", "error", "items", "missing", "send", "tab", "vectors")
 
     def __init__(self, count: int, send: Send, tab: Tab) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turn: asyncio.Future[None] | None = None
+        self.error: BaseException | None = None
         self.vectors: list[bytes] = [b""] * count
         self.missing = count
         self.items: dict[Item[_Caller], None] = {}
         self.send = send
         self.tab = tab
 
+    @property
+    def is_served(self) -> bool:
+        return not self.missing or self.error is not None
+
+    async def served(self) -> None:
+        """Returns once it has its vectors or an error."""
+        self._turn = asyncio.get_running_loop().create_future()
+        await self._turn
+
+    def take(self, index: int, vector: bytes) -> None:
+        self.vectors[index] = vector
+        self.missing -= 1
+        if not self.missing:
+            self._wake()
+
     def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+        if not self.is_served:
+            self.error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
 
 
 class _Batch:
     """Items on their way: `open` are those without an answer yet, `asked` those of the request that
-    is under way (a search asks for one part after another)."""
+    is under way (a search asks for one part after another). Without a `task` its caller's runs it.
+    """
 
     __slots__ = ("asked", "items", "open", "task")
 
@@ -171,7 +195,9 @@ class Batcher:
         if lane is None:
             lane = self._lanes[lane_key] = _Lane(lane_key, limits, cost)
         lane.limits, lane.cost = limits, cost
-        self._check_room(lane, key_name, len(inputs))
+        if lane.queue.waiting:
+            self._check_room(lane, key_name, len(inputs))
+        is_free = not lane.queue.waiting and lane.batches < self._batches_in_flight
         self.counts.calls += 1
         self.counts.inputs += len(inputs)
         caller = _Caller(len(inputs), send, tab if tab is not None else Tab())
@@ -181,15 +207,18 @@ class Batcher:
             tokens = embeddings.estimate_tokens((value,))
             item = lane.queue.add(identity, value, tokens, key_name, caller, index)
             caller.items[item] = None
-        self._pump(lane)
         try:
-            await caller.done
+            if is_free and lane.queue.waiting == len(caller.items):
+                await self._lead(lane, caller)
+            else:
+                self._pump(lane)
+            if not caller.is_served:
+                await caller.served()
         finally:
-            if caller.done.done() and not caller.done.cancelled():
-                # Cancelled in the same turn of the loop, it would be told to nobody, loudly.
-                caller.done.exception()
             if caller.items:
                 self._leave(lane, caller)
+        if caller.error is not None:
+            raise caller.error
         if len(inputs) > 1 and len({len(vector) for vector in caller.vectors}) > 1:
             raise UpstreamBroken("the rung answered with vectors of different lengths")
         return Embeddings(caller.vectors, caller.tab.usage)
@@ -205,25 +234,56 @@ class Batcher:
 
     def _pump(self, lane: _Lane) -> None:
         """Send what may be sent."""
+        while lane.queue.waiting and lane.batches < self._batches_in_flight:
+            batch = self._next(lane)
+            if batch is None:
+                break
+            self._spawn(lane, batch)
+        if not lane.batches and not lane.queue.waiting and self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
+
+    def _next(self, lane: _Lane) -> _Batch | None:
+        """What is to be sent now, which counts as under way; None: there is no room for it."""
 
         def is_suspect(identity: Hashable) -> bool:
             return self._suspects.has((lane.key, identity), self._clock())
 
-        while lane.queue.waiting and lane.batches < self._batches_in_flight:
-            # One request must always be possible, or nothing would ever move.
-            room = max(lane.limits.in_flight_max - lane.inputs, 0 if lane.batches else 1)
-            items = lane.queue.take(lane.limits, room, is_suspect)
-            if not items:
-                break
-            batch = _Batch(items)
-            lane.batches += 1
-            lane.inputs += len(items)
-            lane.batch_of.update(dict.fromkeys(items, batch))
-            batch.task = self._tasks.spawn(self._run(lane, batch), "embeddings batch")
-            # Not in the task's own finally: cancelled before its first step, it never runs at all.
-            batch.task.add_done_callback(partial(self._ended, lane, batch))
-        if not lane.batches and not lane.queue.waiting and self._lanes.get(lane.key) is lane:
-            del self._lanes[lane.key]
+        # One request must always be possible, or nothing would ever move.
+        room = max(lane.limits.in_flight_max - lane.inputs, 0 if lane.batches else 1)
+        items = lane.queue.take(lane.limits, room, is_suspect)
+        if not items:
+            return None
+        batch = _Batch(items)
+        lane.batches += 1
+        lane.inputs += len(items)
+        for item in items:
+            lane.batch_of[item] = batch
+        return batch
+
+    async def _lead(self, lane: _Lane, caller: _Caller) -> None:
+        """All that waits is this caller's: where it goes in one request, its own task sends it."""
+        batch = self._next(lane)
+        if batch is not None and len(batch.items) < len(caller.items):
+            self._spawn(lane, batch)
+            batch = None
+        if batch is None:
+            self._pump(lane)
+            return
+        try:
+            await self._run(lane, batch)
+        except asyncio.CancelledError:
+            self._forsaken(lane, batch, caller)
+            raise
+        except BaseException as fault:
+            self._failed(lane, batch, list(batch.open), fault)
+            raise
+        finally:
+            self._over(lane, batch)
+
+    def _spawn(self, lane: _Lane, batch: _Batch) -> None:
+        batch.task = self._tasks.spawn(self._run(lane, batch), "embeddings batch")
+        # Not in the task's own finally: cancelled before its first step, it never runs at all.
+        batch.task.add_done_callback(partial(self._ended, lane, batch))
 
     async def _run(self, lane: _Lane, batch: _Batch) -> None:
         """Bring the batch to its end: each of its items is answered, failed, or not wanted."""
@@ -250,6 +310,10 @@ class Batcher:
         fault = fault or task.exception()
         if fault is not None:
             self._failed(lane, batch, list(batch.open), fault)
+        self._over(lane, batch)
+
+    def _over(self, lane: _Lane, batch: _Batch) -> None:
+        """The batch has ended: others have room."""
         lane.batches -= 1
         lane.inputs -= len(batch.items)
         self._pump(lane)
@@ -267,8 +331,10 @@ class Batcher:
         self, lane: _Lane, batch: _Batch, items: list[Item[_Caller]]
     ) -> list[Item[_Caller]]:
         """Those that somebody waits for; nobody may join the others any more."""
-        self._close(lane, batch, [item for item in items if not item.wants])
-        return [item for item in items if item.wants]
+        wanted = [item for item in items if item.wants]
+        if len(wanted) < len(items):
+            self._close(lane, batch, [item for item in items if not item.wants])
+        return wanted
 
     def _answered(
         self, lane: _Lane, batch: _Batch, items: list[Item[_Caller]], answer: Embeddings
@@ -293,10 +359,7 @@ class Batcher:
         for item, vector in zip(items, answer.vectors, strict=True):
             for caller, index in item.wants:
                 caller.items.pop(item, None)
-                caller.vectors[index] = vector
-                caller.missing -= 1
-                if not caller.missing and not caller.done.done():
-                    caller.done.set_result(None)
+                caller.take(index, vector)
 
     def _refused(
         self, lane: _Lane, batch: _Batch, items: list[Item[_Caller]], error: UpstreamError
@@ -356,6 +419,21 @@ class Batcher:
                     batch.task.cancel()
         self._pump(lane)
 
+    def _forsaken(self, lane: _Lane, batch: _Batch, caller: _Caller) -> None:
+        """The caller leaves whose task runs the batch, which ends with it: it pays for what is on
+        its way, and what others want of it is sent again."""
+        left = list(batch.open)
+        for item in left:
+            if item in batch.asked:
+                paid_tokens, _ = lane.prepaid.get(item, (0, 0))
+                self._charge_estimate(lane, caller, max(0, item.tokens - paid_tokens))
+        self._close(lane, batch, left)
+        for item in left:
+            lane.queue.leave(item, caller)
+            if item.wants:
+                lane.queue.put_back(item)
+        caller.items.clear()
+
     def _charge_leaver(self, lane: _Lane, item: Item[_Caller], caller: _Caller) -> None:
         """An estimate of the caller's part, which the others need not pay any more."""
         paid_tokens, paid_nanousd = lane.prepaid.get(item, (0, 0))
@@ -363,8 +441,14 @@ class Batcher:
         tokens = sum(
             part for part, want in zip(parts, item.wants, strict=True) if want[0] is caller
         )
-        nanousd = lane.cost(Usage(tokens, estimated=True))
+        nanousd = self._charge_estimate(lane, caller, tokens)
         lane.prepaid[item] = (paid_tokens + tokens, paid_nanousd + nanousd)
+
+    @staticmethod
+    def _charge_estimate(lane: _Lane, caller: _Caller, tokens: int) -> int:
+        """Put so many tokens on the caller's tab; what they cost."""
+        nanousd = lane.cost(Usage(tokens, estimated=True))
         caller.tab.tokens += tokens
         caller.tab.nanousd += nanousd
         caller.tab.estimated = True
+        return nanousd

@@ -128,6 +128,18 @@ def test_what_nobody_wants_is_not_sent(rig: Rig) -> None:
     assert rig.take() == []
 
 
+def test_what_is_put_back_goes_before_what_waits_of_its_key(rig: Rig) -> None:
+    (sent,) = rig.add("one", "a")
+    assert rig.take(1) == ["a"]
+    rig.queue.forget(sent)
+    rig.add("one", "b")
+    rig.queue.put_back(sent)
+    assert rig.queue.waiting == 2
+    assert rig.add("one", "a") == [sent], "who asks for it now joins"
+    assert rig.take(4) == ["a", "b"]
+    assert rig.queue.waiting == 0
+
+
 def test_a_suspect_travels_with_its_key_s_suspects_only(rig: Rig) -> None:
     rig.add("one:1", "bad 1", "bad 2", "good")
     rig.add("two:1", "bad 3", "good too")

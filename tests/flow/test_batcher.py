@@ -253,6 +253,39 @@ async def test_who_leaves_a_shared_request_pays_its_part(house: House) -> None:
     await asyncio.gather(*blockers)
 
 
+async def test_what_others_joined_is_asked_again_when_its_own_caller_leaves(house: House) -> None:
+    tabs = [Tab(), Tab(), Tab()]
+    gone = house.call("a" * 40, "b" * 40, tab=tabs[0])
+    await settle()
+    stays, other = house.call("a" * 40, tab=tabs[1]), house.call("a" * 40, tab=tabs[2])
+    await settle()
+    assert len(house.upstream.requests) == 1
+    gone.cancel()
+    await settle()
+    assert house.upstream.cancelled == [["a" * 40, "b" * 40]]
+    assert house.upstream.requests[1:] == [["a" * 40]]
+    assert (tabs[0].tokens, tabs[0].nanousd, tabs[0].estimated) == (20, 400, True)
+    house.upstream.is_open = True
+    await house.upstream.let_go(2)
+    assert (await stays).vectors == (await other).vectors == [vector_of("a" * 40)]
+    assert [tab.tokens for tab in tabs[1:]] == [4, 3], "the second request is theirs alone"
+    assert sum(tab.nanousd for tab in tabs[1:]) == 7 * 20
+
+
+async def test_who_had_left_before_its_own_caller_has_paid_its_part(house: House) -> None:
+    tabs = [Tab(), Tab()]
+    first = house.call("a" * 40, tab=tabs[0])
+    await settle()
+    joined = house.call("a" * 40, tab=tabs[1])
+    await settle()
+    joined.cancel()
+    await settle()
+    first.cancel()
+    await settle()
+    assert house.upstream.cancelled == house.upstream.requests == [["a" * 40]]
+    assert [tab.tokens for tab in tabs] == [5, 5]
+
+
 async def gathered(house: House, *calls: tuple[str, ...]) -> list[asyncio.Task[Embeddings]]:
     """Calls of one key each that travel in one request, which is the third."""
     blockers = [house.call(name, key="blocker") for name in ("x", "y")]
@@ -430,7 +463,8 @@ async def test_usage_that_is_not_reported_is_estimated(house: House) -> None:
 
 @pytest.mark.parametrize("steps", [1, 20])
 async def test_at_the_end_of_the_house_all_hear_of_it(house: House, steps: int) -> None:
-    call = house.call("a")
+    """What a task of the house sends; who sends its own is ended by who serves it."""
+    call = house.call("a", "b", count_max=1)
     for _ in range(steps):
         await asyncio.sleep(0)
     await house.tasks.aclose()
