@@ -241,7 +241,7 @@ class Answer:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Embeddings:
     """One vector for each input, in order, each as raw little-endian float32."""
 

@@ -43,16 +43,8 @@ def embed_call(
     inputs = wanted.inputs
     if isinstance(inputs[0], list) and ladder.token_ids != "model":
         inputs = _decoded(service.decode_tokens, inputs)
-    return EmbedCall(
-        id=call_id,
-        key=key,
-        ladder=ladder,
-        policy=policy,
-        inputs=inputs,
-        needs=embed_request.needs_of(inputs),
-        dimensions=wanted.dimensions,
-        extra=wanted.extra,
-    )
+    needs = embed_request.needs_of(inputs)
+    return EmbedCall(call_id, key, ladder, policy, inputs, needs, wanted.dimensions, wanted.extra)
 
 
 def any_call(service: Service, call_id: str, key: Key, body: Any) -> Call:

@@ -27,7 +27,7 @@ class ChatAttempt:
     answer_bytes_max: int = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EmbedAttempt:
     call: EmbedCall
     rung: Rung

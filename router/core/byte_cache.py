@@ -214,12 +214,15 @@ class ByteCache(Generic[Value]):
         return group
 
     def _sweep(self, oldest_s: float) -> None:
+        keys, figures, groups = self._keys, self._figures, self._groups
         for _ in range(_SWEPT):
-            if not self._keys:
+            if not keys:
                 return
-            self._hand = (self._hand + 1) % len(self._keys)
-            if self._is_over(self._hand, oldest_s):
-                self._discard(self._hand)
+            self._hand = row = (self._hand + 1) % len(keys)
+            at = row * _FIGURES
+            # Of no use any more: too old, or of a dropped group.
+            if figures[at + _MADE] <= oldest_s or not groups[int(figures[at + _GROUP])].is_live:
+                self._discard(row)
 
     def _evict(self, oldest_s: float) -> None:
         """Make room by one entry: one that is of no use any more, else the least worth."""
@@ -228,7 +231,6 @@ class ByteCache(Generic[Value]):
         for _ in range(_LOOKED_AT):
             row = (row + _STRIDE) % length
             at = row * _FIGURES
-            # `_is_over`, without eight calls for each entry of a full cache.
             if figures[at + _MADE] <= oldest_s or not groups[int(figures[at + _GROUP])].is_live:
                 self._hand = row
                 self._discard(row)
@@ -240,13 +242,6 @@ class ByteCache(Generic[Value]):
         self._floor = max(self._floor, least_priority)
         self.counts.evictions += 1
         self._remove(least)
-
-    def _is_over(self, row: int, oldest_s: float) -> bool:
-        """Whether the entry is of no use any more: too old, or of a dropped group."""
-        at, figures = row * _FIGURES, self._figures
-        if figures[at + _MADE] <= oldest_s:
-            return True
-        return not self._groups[int(figures[at + _GROUP])].is_live
 
     def _discard(self, row: int) -> None:
         if self._groups[int(self._figures[row * _FIGURES + _GROUP])].is_live:

@@ -53,7 +53,7 @@ def read_inputs(body: Json) -> EmbedRequest:
 def needs_of(inputs: list[str] | list[list[int]]) -> Needs:
     """The longest input is what a rung's context must hold."""
     longest = max(
-        len(one) if isinstance(one, list) else len(one) // _CHARS_PER_TOKEN_MAX for one in inputs
+        [len(one) if isinstance(one, list) else len(one) // _CHARS_PER_TOKEN_MAX for one in inputs]
     )
     return Needs(prompt_tokens_min=longest)
 

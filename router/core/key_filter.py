@@ -35,13 +35,17 @@ class KeyFilter:
 
     def add(self, cache_key: bytes) -> None:
         """What is not a digest is nobody's question, and is passed over."""
-        if len(cache_key) != _DIGEST_BYTES or self.may_have(cache_key):
+        if len(cache_key) != _DIGEST_BYTES:
             return
-        self._count += 1
+        is_new = False
         bits, length = self._bits, self._length
         for number in _SLICES.unpack_from(cache_key):
             place = number % length
-            bits[place >> 3] |= 1 << (place & 7)
+            bit = 1 << (place & 7)
+            if not bits[place >> 3] & bit:
+                bits[place >> 3] |= bit
+                is_new = True
+        self._count += is_new
 
     def may_have(self, cache_key: bytes) -> bool:
         """False: it was never added."""

@@ -358,6 +358,9 @@ class _ToolCall:
 
 def is_cut(answer: bytes) -> bool:
     """Whether a choice of this whole answer ended because it could not be longer."""
+    if b'"finish_reason"' in answer and b'"length"' not in answer and b"\\u" not in answer:
+        # Nearly all: what no text says cannot be found by a parse either.
+        return False
     try:
         choices = jsontext.read(answer)["choices"]
         return any(choice.get("finish_reason") == "length" for choice in choices)

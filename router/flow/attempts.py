@@ -91,7 +91,8 @@ class Attempts:
             self._clock,
         )
         if isinstance(call, EmbedCall):
-            await self._open(charge, step)
+            if not charge.open_at_once(step.context):
+                await self._open(charge, step)
             with _Turn(charge, record, rung, sink):
                 await self._embed(charge, rung, sink, record, gate, is_retry)
             return
@@ -148,12 +149,14 @@ class Attempts:
         limits = call.ladder.limits
 
         async def put(attempt: EmbedAttempt) -> Embeddings:
-            place = await gate.enter(
-                call.key.priority,
-                limits.queue_s,
-                queue_max=limits.queue_max,
-                is_retry=is_retry,
-            )
+            place = gate.try_enter(is_retry=is_retry)
+            if place is None:
+                place = await gate.enter(
+                    call.key.priority,
+                    limits.queue_s,
+                    queue_max=limits.queue_max,
+                    is_retry=is_retry,
+                )
             try:
                 vectors = await relay.embeddings(backend, attempt, self._canaries)
             except BaseException as error:

@@ -44,7 +44,7 @@ class Kept(NamedTuple):
     nanousd: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slot:
     """The place of one chat call in the cache, and what its `Cache-Control` allows. `asked_s`:
     when it was asked for, in unix seconds."""
@@ -160,14 +160,15 @@ class Cache:
         counts.hits += 1
         counts.saved_nanousd += found.nanousd
         kept = Kept(found.body, found.rung, found.usage, found.made_s, found.nanousd)
-        self._remember(slot, kept)
+        self._remember(slot, kept, self.clock())
         return kept
 
     def keep(self, slot: Slot, rung: Rung, body: bytes, usage: Usage | None, nanousd: int) -> None:
         if slot.asked_s <= self._dropped_s.get(rung.name, _NEVER_S):
             return
-        kept = Kept(body, rung.name, usage, self.clock(), nanousd)
-        self._remember(slot, kept)
+        now_s = self.clock()
+        kept = Kept(body, rung.name, usage, now_s, nanousd)
+        self._remember(slot, kept, now_s)
         if self.tier is not None:
             counts = None
             if usage is not None:
@@ -175,7 +176,7 @@ class Cache:
             entry = self._head(rung.name, kept.made_s, nanousd, counts) + body
             self.tier.write(slot.key, entry, rung.name, self._answers.ttl_s)
 
-    def _remember(self, slot: Slot, kept: Kept) -> None:
+    def _remember(self, slot: Slot, kept: Kept, now_s: float) -> None:
         size = len(kept.body) + _ANSWER_BYTES
         self._make_room(self._answers, self._vectors, size)
         self._answers.put(
@@ -183,7 +184,7 @@ class Cache:
             kept,
             size,
             made_s=kept.made_s,
-            now_s=self.clock(),
+            now_s=now_s,
             group=kept.rung,
             cost_nanousd=kept.nanousd,
         )
@@ -228,7 +229,10 @@ class Cache:
             counts.hits += 1
             counts.saved_nanousd += kept.nanousd
             found[index] = kept.body
-            self._remember_vector(keys[index], kept.body, kept.rung, kept.made_s, kept.nanousd)
+            now_s = self.clock()
+            self._remember_vector(
+                keys[index], kept.body, kept.rung, kept.made_s, now_s, kept.nanousd
+            )
         return found
 
     def keep_vectors(
@@ -244,17 +248,17 @@ class Cache:
             return
         made_s = self.clock()
         share = nanousd // max(1, len(keys))
-        head = self._head(rung.name, made_s, share)
+        head = b"" if self.tier is None else self._head(rung.name, made_s, share)
         for key, vector in zip(keys, vectors, strict=True):
             if self._vectors.peek(key) is vector:
                 # Another caller of the same request was here before.
                 continue
-            self._remember_vector(key, vector, rung.name, made_s, share)
+            self._remember_vector(key, vector, rung.name, made_s, made_s, share)
             if self.tier is not None:
                 self.tier.write(key, head + vector, rung.name, self._vectors.ttl_s)
 
     def _remember_vector(
-        self, key: bytes, vector: bytes, rung: str, made_s: float, nanousd: int
+        self, key: bytes, vector: bytes, rung: str, made_s: float, now_s: float, nanousd: int
     ) -> None:
         size = len(vector) + BYTES_OBJECT_BYTES
         self._make_room(self._vectors, self._answers, size)
@@ -263,7 +267,7 @@ class Cache:
             vector,
             size,
             made_s=made_s,
-            now_s=self.clock(),
+            now_s=now_s,
             group=rung,
             cost_nanousd=nanousd,
         )

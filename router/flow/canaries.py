@@ -31,11 +31,15 @@ class Canaries:
         self._agreed: set[str] = set()
         self._asking: dict[str, asyncio.Lock] = {}
 
+    def know(self, attempt: EmbedAttempt) -> bool:
+        """Whether the rung agrees, or has nobody to agree with."""
+        return len(attempt.call.ladder.rungs) < 2 or attempt.rung.name in self._agreed
+
     async def ensure(self, backend: Backend, attempt: EmbedAttempt) -> None:
         """Returns once the rung is known to agree. Raises UpstreamError."""
-        rung, ladder = attempt.rung, attempt.call.ladder
-        if len(ladder.rungs) < 2 or rung.name in self._agreed:
+        if self.know(attempt):
             return
+        rung = attempt.rung
         async with self._asking.setdefault(rung.name, asyncio.Lock()):
             if rung.name not in self._agreed:
                 await self._ask(backend, attempt)

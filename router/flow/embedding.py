@@ -46,11 +46,14 @@ class Vectors:
         self._cache = cache
         self._found = found
         self._record = record
-        self._missing = [index for index, vector in enumerate(found) if vector is None]
-        self._keys = [keys[index] for index in self._missing]
+        self._missing: Sequence[int] = range(len(found))
+        self._keys = keys
+        self._lengths = {len(vector) for vector in found if vector is not None}
+        if self._lengths:
+            self._missing = [index for index, vector in enumerate(found) if vector is None]
+            self._keys = [keys[index] for index in self._missing]
         self._call = call
         self._asked_s = cache.clock()
-        self._lengths = {len(vector) for vector in found if vector is not None}
         self.is_at_odds = len(self._lengths) > 1
         record.inputs = len(found)
         record.cached_inputs = len(found) - len(self._missing)
@@ -159,10 +162,10 @@ class Batches:
         """
         call, tab = attempt.call, Tab()
 
-        async def send(inputs: Any) -> Embeddings:
+        def send(inputs: Any) -> Awaitable[Embeddings]:
             if inputs == call.inputs:
-                return await put(attempt)
-            return await put(replace(attempt, call=replace(call, inputs=inputs)))
+                return put(attempt)
+            return put(replace(attempt, call=replace(call, inputs=inputs)))
 
         try:
             return await self._batcher.embed(

@@ -60,7 +60,8 @@ async def embeddings(backend: Backend, attempt: EmbedAttempt, canaries: Canaries
     """A whole embeddings answer, of a rung that is known to share the ladder's vector space."""
     with Patience(attempt.rung.name) as patience:
         patience.wait("answer", attempt.call.ladder.limits.answer_s)
-        await canaries.ensure(backend, attempt)
+        if not canaries.know(attempt):
+            await canaries.ensure(backend, attempt)
         vectors = await backend.embed(attempt)
         return fit(vectors, attempt.call.dimensions, who=attempt.rung.name)
 

@@ -61,7 +61,7 @@ class Reuse:
         self._sharing.is_ending = True
         self._once.end()
 
-    async def serve(
+    def serve(
         self,
         call: Call,
         wishes: Wishes,
@@ -69,17 +69,16 @@ class Reuse:
         sink: Sink,
         record: Record,
         climb: Climb,
-    ) -> None:
+    ) -> Awaitable[None]:
         """Answer the call into the sink, by climbing only where nothing else answers it."""
         again = wishes.again
         if again is None:
-            await self._serve(call, wishes, rules, sink, record, climb)
-            return
+            return self._serve(call, wishes, rules, sink, record, climb)
 
-        async def run(sink: Sink, record: Record) -> None:
-            await self._serve(call, wishes, rules, sink, record, climb)
+        def run(sink: Sink, record: Record) -> Awaitable[None]:
+            return self._serve(call, wishes, rules, sink, record, climb)
 
-        await self._once.serve(call, again, sink, record, run)
+        return self._once.serve(call, again, sink, record, run)
 
     async def _serve(
         self,
@@ -91,15 +90,15 @@ class Reuse:
         climb: Climb,
     ) -> None:
         if isinstance(call, EmbedCall):
-
-            async def embed(sink: Sink, record: Record) -> None:
+            if not call.key.drains:
                 await self._embed(call, wishes, rules, sink, record, climb)
+                return
 
-            if call.key.drains:
-                key = call.id.encode()
-                await self._sharing.share(key, call, sink, record, embed, drains=True)
-            else:
-                await embed(sink, record)
+            def embed(sink: Sink, record: Record) -> Awaitable[None]:
+                return self._embed(call, wishes, rules, sink, record, climb)
+
+            key = call.id.encode()
+            await self._sharing.share(key, call, sink, record, embed, drains=True)
             return
         slot = self.cache.slot(call, wishes.control, rules)
         if slot is None and not call.key.drains:

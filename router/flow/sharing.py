@@ -160,7 +160,7 @@ class Sharing:
         """Whether a flight of this key may be joined."""
         return flight_key in self._flights
 
-    async def share(
+    def share(
         self,
         flight_key: bytes,
         call: Call,
@@ -169,7 +169,7 @@ class Sharing:
         work: Work,
         *,
         drains: bool,
-    ) -> bool:
+    ) -> Awaitable[bool]:
         """Join the flight of this key, or begin it with `work`, and carry its answer to the sink.
 
         False, and nothing was sent: what comes of it is not for this call. `drains`: it is read to
@@ -178,15 +178,28 @@ class Sharing:
         admission = record.admission
         assert admission is not None
         payer = Payer(admission, call.ladder.name)
-        own = record
         if flight_key in self._flights:
             record.cache = "joined"
         elif record.stream or drains:
-            own = Record(record.call_id, record.route, admission=admission, cache=record.cache)
-            payer.record = own
+            payer.record = Record(
+                record.call_id, record.route, admission=admission, cache=record.cache
+            )
         else:
-            await self._lead(flight_key, payer, sink, record, work)
-            return True
+            return self._lead(flight_key, payer, sink, record, work)
+        return self._ride(flight_key, payer, sink, record, work, drains=drains)
+
+    async def _ride(
+        self,
+        flight_key: bytes,
+        payer: Payer,
+        sink: Sink,
+        record: Record,
+        work: Work,
+        *,
+        drains: bool,
+    ) -> bool:
+        """Take a seat in a flight whose work is a task of its own, or another caller's."""
+        own = payer.record or record
 
         async def work_for_all(flight: SharedFlight) -> Served | None:
             shared = SharedSink(flight, KEPT_BYTES_MAX)
@@ -218,7 +231,7 @@ class Sharing:
 
     async def _lead(
         self, flight_key: bytes, payer: Payer, sink: Sink, record: Record, work: Work
-    ) -> None:
+    ) -> bool:
         """Do the work for a whole answer in the first caller's own task: nearly always nobody
         joins."""
         began_s = asyncio.get_running_loop().time()
@@ -243,6 +256,7 @@ class Sharing:
         if record.goes_on:
             raise ConnectionResetError("the client has left")
         await _send(seat.outcome(), seat, sink, record)
+        return True
 
     def _leave_work(self, seat: SharedSeat, record: Record, began_s: float) -> None:
         """The client has left whose task does the work. That is for those who joined from now on,
@@ -302,12 +316,13 @@ async def follow(seat: SharedSeat, sink: Sink, record: Record) -> None:
         await sink.end(shared.cut_frames, provenance)
         await seat.settled(_SETTLE_S)
         return
-    await _send(seat.outcome(), seat, sink, record)
+    served = seat.outcome()
+    _note(seat, record)
+    await _send(served, seat, sink, record)
 
 
 async def _send(served: Served, seat: SharedSeat, sink: Sink, record: Record) -> None:
     """How the work ended, told to one caller."""
-    _note(seat, record)
     provenance = _told(seat, served.provenance)
     record.rung, record.status = provenance.rung, 200
     if served.answer is not None:

@@ -74,9 +74,11 @@ class SingleFlight(Generic[Payer, Result]):
         return flight
 
     def _listed(self, cache_key: bytes) -> Flight[Payer, Result]:
-        flight = self._flights[cache_key] = Flight[Payer, Result](
+        # Not `Flight[Payer, Result](…)`, which takes three times as long as the object itself.
+        flight: Flight[Payer, Result] = Flight(
             self._flights, cache_key, self._hand_over, self._buffer_bytes_max
         )
+        self._flights[cache_key] = flight
         return flight
 
 
