@@ -106,7 +106,7 @@ class Queue(Generic[Caller]):
         return 0 if row is None else len(row.items)
 
     def take(
-        self, limits: Limits, room: int, is_suspect: Callable[[Hashable], bool]
+        self, limits: Limits, room: int, is_suspect: Callable[[Hashable], bool] | None
     ) -> list[Item[Caller]]:
         """The next request's items, at most `room`; [] where nothing waits or there is no room.
 
@@ -116,19 +116,25 @@ class Queue(Generic[Caller]):
         aside: list[_Row[Caller]] = []
         tokens, of_suspects = 0, False
         count_max = min(limits.count_max, room)
-        while self._turns and len(taken) < count_max:
-            _, _, row = heapq.heappop(self._turns)
+        row: _Row[Caller] | None = None
+        while len(taken) < count_max:
+            if row is None:
+                if not self._turns:
+                    break
+                _, _, row = heapq.heappop(self._turns)
             if not row.items:
                 del self._rows[row.key_name]
+                row = None
                 continue
             item = next(iter(row.items))
-            suspect = is_suspect(item.identity)
+            suspect = is_suspect is not None and is_suspect(item.identity)
             if taken and (
                 tokens + item.tokens > limits.tokens_max
                 or suspect != of_suspects
                 or (suspect and item.key_name != taken[0].key_name)
             ):
                 aside.append(row)
+                row = None
                 continue
             of_suspects = suspect
             del row.items[item]
@@ -137,6 +143,11 @@ class Queue(Generic[Caller]):
             tokens += item.tokens
             self._served = row.served
             row.served += item.tokens
+            if self._turns:
+                self._give_turn(row)
+                row = None
+        if row is not None:
+            # Who is alone has every turn.
             self._give_turn(row)
         for row in aside:
             self._give_turn(row)
@@ -180,6 +191,9 @@ class Suspects:
         self._keep_s = keep_s
         self._until_s: OrderedDict[int, float] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._until_s)
+
     def mark(self, identity: Hashable, now_s: float) -> None:
         code = hash(identity)
         self._until_s[code] = now_s + self._keep_s
@@ -188,8 +202,6 @@ class Suspects:
             self._until_s.popitem(last=False)
 
     def has(self, identity: Hashable, now_s: float) -> bool:
-        if not self._until_s:
-            return False
         until_s = self._until_s.get(hash(identity))
         return until_s is not None and now_s < until_s
 

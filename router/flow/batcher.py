@@ -244,10 +244,7 @@ class Batcher:
 
     def _next(self, lane: _Lane) -> _Batch | None:
         """What is to be sent now, which counts as under way; None: there is no room for it."""
-
-        def is_suspect(identity: Hashable) -> bool:
-            return self._suspects.has((lane.key, identity), self._clock())
-
+        is_suspect = partial(self._is_suspect, lane, self._clock()) if self._suspects else None
         # One request must always be possible, or nothing would ever move.
         room = max(lane.limits.in_flight_max - lane.inputs, 0 if lane.batches else 1)
         items = lane.queue.take(lane.limits, room, is_suspect)
@@ -259,6 +256,9 @@ class Batcher:
         for item in items:
             lane.batch_of[item] = batch
         return batch
+
+    def _is_suspect(self, lane: _Lane, now_s: float, identity: Hashable) -> bool:
+        return self._suspects.has((lane.key, identity), now_s)
 
     async def _lead(self, lane: _Lane, caller: _Caller) -> None:
         """All that waits is this caller's: where it goes in one request, its own task sends it."""
@@ -294,8 +294,13 @@ class Batcher:
                 if not items:
                     continue
                 batch.asked = set(items)
+                self.counts.requests += 1
+                self.counts.sent += len(items)
                 try:
-                    answer = await self._send(items)
+                    answer = await items[0].wants[0][0].send([item.input for item in items])
+                    if len(answer.vectors) != len(items):
+                        words = f"{len(answer.vectors)} vectors for {len(items)} inputs"
+                        raise UpstreamBroken(f"the rung answered with {words}")
                 except UpstreamError as error:
                     parts += self._refused(lane, batch, items, error)
                 else:
@@ -317,15 +322,6 @@ class Batcher:
         lane.batches -= 1
         lane.inputs -= len(batch.items)
         self._pump(lane)
-
-    async def _send(self, items: list[Item[_Caller]]) -> Embeddings:
-        self.counts.requests += 1
-        self.counts.sent += len(items)
-        answer = await items[0].wants[0][0].send([item.input for item in items])
-        if len(answer.vectors) != len(items):
-            words = f"{len(answer.vectors)} vectors for {len(items)} inputs"
-            raise UpstreamBroken(f"the rung answered with {words}")
-        return answer
 
     def _wanted(
         self, lane: _Lane, batch: _Batch, items: list[Item[_Caller]]

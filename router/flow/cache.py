@@ -215,9 +215,13 @@ class Cache:
         if self.tier is None or None not in found:
             return found
         may_have, counts = self.tier.contents.may_have, self._tier_counts["embeddings"]
-        missing = [index for index, vector in enumerate(found) if vector is None]
-        likely = [index for index in missing if may_have(keys[index])]
-        counts.misses += len(missing) - len(likely)
+        likely = []
+        for index, vector in enumerate(found):
+            if vector is None:
+                if may_have(keys[index]):
+                    likely.append(index)
+                else:
+                    counts.misses += 1
         if not likely:
             return found
         asked = await self.tier.ask([keys[index] for index in likely])
