@@ -22,6 +22,7 @@ from router.errors import (
     UpstreamError,
 )
 from router.flow import relay
+from router.flow.batcher import Tab
 from router.flow.board import Board
 from router.flow.canaries import Canaries
 from router.flow.charge import Charge
@@ -166,9 +167,15 @@ class Attempts:
             return vectors
 
         attempt = EmbedAttempt(call, rung, limits.connect_s, self._answer_bytes_max)
-        vectors = await self._batches.embed(
-            backend, attempt, charge, put, is_shared=self._shares_texts
-        )
+        tab = Tab()
+        try:
+            vectors = await self._batches.embed(
+                backend, attempt, charge.nanousd_of, put, tab, is_shared=self._shares_texts
+            )
+        finally:
+            # Also where it failed, or was left.
+            if tab.tokens or tab.nanousd:
+                charge.used(tab.usage, tab.nanousd)
         cost = charge.call_nanousd(charge.usage)
         await sink.send_embeddings(
             vectors, Provenance(rung, len(record.attempts), charge.clamped_to, cost)

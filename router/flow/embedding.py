@@ -17,7 +17,6 @@ from router.core.embeddings import estimate_tokens
 from router.errors import RouterError
 from router.flow.batcher import Batcher, Counts, Tab
 from router.flow.cache import Cache
-from router.flow.charge import Charge
 from router.flow.observe import Record
 from router.flow.sink import Provenance, Sink
 from router.types import Answer, EmbedCall, Embeddings, Usage
@@ -147,40 +146,37 @@ class Batches:
         """How many lanes have something waiting or under way."""
         return len(self._batcher)
 
-    async def embed(
+    def embed(
         self,
         backend: Backend,
         attempt: EmbedAttempt,
-        charge: Charge,
+        cost: Callable[[Usage], int],
         put: Put,
+        tab: Tab,
         *,
         is_shared: bool,
-    ) -> Embeddings:
-        """The call's vectors. `put` puts one request upstream; what it used is the charge's,
-        also where it failed. `is_shared`: equal inputs of all keys travel once. Raises
-        UpstreamError.
+    ) -> Awaitable[Embeddings]:
+        """The call's vectors. `put` puts one request upstream, `cost` is its price; what the call
+        has to pay goes on the tab, also where it fails. `is_shared`: equal inputs of all keys
+        travel once. Raises UpstreamError.
         """
-        call, tab = attempt.call, Tab()
+        call = attempt.call
 
         def send(inputs: Any) -> Awaitable[Embeddings]:
             if inputs == call.inputs:
                 return put(attempt)
             return put(replace(attempt, call=replace(call, inputs=inputs)))
 
-        try:
-            return await self._batcher.embed(
-                _lane(backend, attempt),
-                call.key.name,
-                call.inputs,
-                backend.embed_limits,
-                send,
-                owner=_ALL if is_shared else (call.key.name, call.key.session),
-                cost=charge.nanousd_of,
-                tab=tab,
-            )
-        finally:
-            if tab.tokens or tab.nanousd:
-                charge.used(tab.usage, tab.nanousd)
+        return self._batcher.embed(
+            _lane(backend, attempt),
+            call.key.name,
+            call.inputs,
+            backend.embed_limits,
+            send,
+            owner=_ALL if is_shared else (call.key.name, call.key.session),
+            cost=cost,
+            tab=tab,
+        )
 
 
 def _lane(backend: Backend, attempt: EmbedAttempt) -> tuple[Any, ...]:
