@@ -144,7 +144,9 @@ def sglang_router() -> Proxy | Missing:
 
 def smg() -> Proxy | Missing:
     command = (_bin("smg"), "launch", *_ROUTER, "--log-level", "error")
-    return _installed("smg", lambda version: Proxy("smg", version, command))
+    # It serves no model but those that its worker names.
+    dialect = Dialect(chat_model="bench", embed_model="bench")
+    return _installed("smg", lambda version: Proxy("smg", version, command, dialect=dialect))
 
 
 def tensorzero() -> Proxy | Missing:
