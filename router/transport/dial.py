@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import aiohappyeyeballs
+import uvloop
 
 from router.transport import failures
 from router.transport.connection import Connection
@@ -92,12 +93,19 @@ class Dialer:
 
     async def _wrap(self, peer: Peer, protocol: asyncio.Protocol, sock: socket.socket) -> None:
         is_tls = peer.scheme == "https"
-        await self._loop.create_connection(
-            lambda: protocol,
-            sock=sock,
-            ssl=self._tls if is_tls else None,
-            server_hostname=peer.host if is_tls else None,
-        )
+        try:
+            await self._loop.create_connection(
+                lambda: protocol,
+                sock=sock,
+                ssl=self._tls if is_tls else None,
+                server_hostname=peer.host if is_tls else None,
+            )
+        except BaseException:
+            if isinstance(self._loop, uvloop.Loop):
+                # uvloop has closed the descriptor, and before 0.23 leaves it to the socket as well,
+                # which would close it again: by then it may be another's (its issues 645 and 738).
+                sock.detach()
+            raise
 
     async def _socket(self, host: str, port: int) -> socket.socket:
         addresses = await self._addresses(host, port)
