@@ -533,6 +533,16 @@ async def test_who_leaves_in_the_middle_of_a_body_is_told_of() -> None:
     assert server.connections == []
 
 
+async def asked(server: Server) -> tuple[Wire, Front]:
+    """A connection on which one request has come."""
+    wire = opened(server)
+    wire.feed(PLAIN)
+    await settled()
+    front = wire.get_protocol()
+    assert isinstance(front, Front)
+    return wire, front
+
+
 async def test_who_does_not_read_is_waited_for_and_then_given_up() -> None:
     written = 0
 
@@ -546,11 +556,7 @@ async def test_who_does_not_read_is_waited_for_and_then_given_up() -> None:
             await asyncio.sleep(0)
 
     server = server_of(pours, stall_s=0.05)
-    wire = opened(server)
-    wire.feed(PLAIN)
-    await settled()
-    front = wire.get_protocol()
-    assert isinstance(front, Front)
+    wire, front = await asked(server)
     front.pause_writing()
     await settled()
     before = written
@@ -569,11 +575,7 @@ async def test_who_does_not_read_is_waited_for_and_then_given_up() -> None:
 
 async def test_who_reads_late_and_asks_no_more_is_not_kept_for_ever() -> None:
     server = server_of(idle_connection_s=0.05, stall_s=0.05)
-    wire = opened(server)
-    wire.feed(PLAIN)
-    await settled()
-    front = wire.get_protocol()
-    assert isinstance(front, Front)
+    _, front = await asked(server)
     front.pause_writing()
     front.resume_writing()
     async with asyncio.timeout(10):
