@@ -2,13 +2,15 @@
 
 Several processes use the same file at once. A piece of work is one transaction; it runs within
 `_CALL_S` of being asked for, or not at all. What the file cannot do at opening is `StateRefused`,
-later `StateUnavailable`: both name the file and what to do.
+later `StateUnavailable`: both name the file and what to do. What was written to the log ahead of
+the file is carried into it by a second thread, so that nobody waits for the disk meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import sqlite3
@@ -25,16 +27,19 @@ from router.store.sqlite_schema import APPLICATION_ID, CHECKED_TABLES, STEPS
 
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
+
 # For one piece of work, its wait for others of this process and for other processes included.
 _CALL_S = 2.0
 _LOCK_S = 1.0
 _OPEN_LOCK_S = 5.0
 _PENDING_MAX = 256
 # 16 MB: pages that are written again and again, as an index of digests has them, go to the file
-# less often than with SQLite's own 1,000: a third of what an entry of the cache costs.
-_CHECKPOINT_PAGES = 4_000
-# The write-ahead log shrinks to this after a burst.
-_LOG_BYTES_MAX = 64 << 20
+# less often than with SQLite's own 1,000: a third of what an entry of the cache costs. A log that
+# begins anew is cut to this, so a longer one is one that has passed it since.
+_LOG_BYTES = 16 << 20
+# 64 MB, of pages of 4 KiB: where the second thread does not get on, who writes does it in passing.
+_LOG_PAGES_MAX = 16_000
 # Upserts with a WHERE-less SELECT, partial indexes and RETURNING all work from here on.
 _VERSION_MIN = (3, 37, 0)
 
@@ -57,6 +62,8 @@ class SqliteFile:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._log_thread = ThreadPoolExecutor(1, thread_name_prefix="state-log")
+        self._is_emptying = False
         self._pending = 0
         self._database: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
@@ -76,7 +83,7 @@ class SqliteFile:
         if self._is_closed:
             return
         self._is_closed = True
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
         self._thread.shutdown(wait=False)
 
     def expect_epoch(self, epoch: str) -> None:
@@ -157,7 +164,17 @@ class SqliteFile:
                 raise
         except sqlite3.Error as error:
             raise StateUnavailable(f"the state in {self}: {_in_words(error)}") from error
+        if writes:
+            self._watch_log()
         return result
+
+    def _watch_log(self) -> None:
+        if self.path is None or self._is_emptying:
+            return
+        with contextlib.suppress(OSError):
+            if os.stat(f"{self.path}-wal").st_size > _LOG_BYTES:
+                self._is_emptying = True
+                self._log_thread.submit(self._empty_log, self.path)
 
     def _check_epoch(self, database: sqlite3.Connection) -> None:
         found = _epoch_of(database)
@@ -197,10 +214,30 @@ class SqliteFile:
         self._close()
         self._open()
 
+    def _end(self) -> None:
+        self._log_thread.shutdown()
+        self._close()
+
     def _close(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
+
+    # --- in the thread of the log ---------------------------------------------------------------
+
+    def _empty_log(self, path: Path) -> None:
+        """Neither those who write nor those who read wait for this one. What fails here, as where
+        another process is at it, is tried again after the next piece of work."""
+        try:
+            # A file that is gone is not made anew.
+            database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
+            with contextlib.closing(database):
+                database.execute("PRAGMA synchronous=NORMAL")
+                database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            _log.debug("the log of the state in %s stays as it is: %s", self, _in_words(error))
+        finally:
+            self._is_emptying = False
 
 
 def _epoch_of(database: sqlite3.Connection) -> str:
@@ -244,8 +281,8 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         _check_whose(database, path)
         _switch_to_log(database, path)
         database.execute("PRAGMA synchronous=NORMAL")
-        database.execute(f"PRAGMA journal_size_limit={_LOG_BYTES_MAX}")
-        database.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+        database.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+        database.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES_MAX}")
         _migrate(database)
         _check_sound(database, path)
         database.execute(f"PRAGMA busy_timeout={int(_LOCK_S * 1000)}")

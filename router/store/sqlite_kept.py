@@ -187,26 +187,24 @@ class SqliteCache:
             if len(body) + _ENTRY_BYTES <= self._bounds.entry_bytes_max
         ]
 
+        ends_at = self._wall_s() + ttl_s
+        # Others of this file wait for a part of them, not for all.
+        for start in range(0, len(kept), _PUT_ROWS):
+            await self._put(kept[start : start + _PUT_ROWS], group, ends_at)
+
+    async def _put(self, rows: list[tuple[bytes, bytes, int]], group: str, ends_at: float) -> None:
         def work(database: sqlite3.Connection) -> None:
-            ends_at = self._wall_s() + ttl_s
-            for start in range(0, len(kept), _PUT_ROWS):
-                # Row by row, the loop and this thread would take turns several times for each.
-                rows = kept[start : start + _PUT_ROWS]
-                marks = ",".join("?" * len(rows))
-                values = ",".join(["(?, ?, ?, ?, ?)"] * len(rows))
-                # A replacing INSERT would not run the trigger of what it deletes.
-                database.execute(
-                    f"DELETE FROM cache WHERE cache_key IN ({marks})", [row[0] for row in rows]
-                )
-                database.execute(
-                    "INSERT INTO cache (cache_key, dropped_with, body, size, ends_at) "
-                    f"VALUES {values}",
-                    [
-                        cell
-                        for key, body, size in rows
-                        for cell in (key, group, body, size, ends_at)
-                    ],
-                )
+            # Row by row, the loop and this thread would take turns several times for each.
+            marks = ",".join("?" * len(rows))
+            values = ",".join(["(?, ?, ?, ?, ?)"] * len(rows))
+            # A replacing INSERT would not run the trigger of what it deletes.
+            database.execute(
+                f"DELETE FROM cache WHERE cache_key IN ({marks})", [row[0] for row in rows]
+            )
+            database.execute(
+                f"INSERT INTO cache (cache_key, dropped_with, body, size, ends_at) VALUES {values}",
+                [cell for key, body, size in rows for cell in (key, group, body, size, ends_at)],
+            )
             while _is_over(database, "cache", self._bounds.cache_bytes_max, None):
                 database.execute("DELETE FROM cache WHERE id = (SELECT min(id) FROM cache)")
 
