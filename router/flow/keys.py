@@ -36,8 +36,10 @@ _log = logging.getLogger("rungway")
 
 POLL_S = 0.5
 _POLL_LIMIT_S = 5.0
-# A call may wait this long for the store to say whose its key is.
+# A call may wait this long for the store to say whose its key is; what it says later is known from
+# then on.
 _ASK_S = 0.25
+_LOOK_UP_S = 2.0
 _ASKS_AT_ONCE = 16
 _ASKS_WAITING_MAX = 1024
 # At about a kilobyte each.
@@ -145,7 +147,7 @@ class KeyBook:
             self._asking[digest] = asking
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
         # Others may wait for the same answer, so one who leaves does not end the question.
-        await asyncio.wait((asking,), timeout=2 * _ASK_S)
+        await asyncio.wait((asking,), timeout=_ASK_S)
         found = asking.result() if asking.done() and not asking.cancelled() else _silence()
         if isinstance(found, StateUnavailable):
             raise found
@@ -175,7 +177,7 @@ class KeyBook:
     async def _look_up(self, digest: bytes) -> Entry | StateUnavailable | None:
         before = self._changes
         try:
-            async with asyncio.timeout(_ASK_S), self._places:
+            async with self._places, asyncio.timeout(_LOOK_UP_S):
                 record, parent = await self._ask(digest)
         except (StateUnavailable, TimeoutError):
             # Its own words name files and hosts, which a stranger need not know.

@@ -214,10 +214,12 @@ class Books:
         answered = asyncio.get_running_loop().create_future()
         self._waiting.append((answered, wants))
         self._wake.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._ask_s):
-                await answered
-        if not answered.done() or answered.cancelled():
+        try:
+            # An answer that came while this process was busy elsewhere came in time.
+            await asyncio.wait((answered,), timeout=self._ask_s)
+        finally:
+            is_late = answered.cancel()
+        if is_late:
             self.trouble = self.trouble or f"the store did not answer within {self._ask_s:g} s"
 
     def _is_hopeless(self, wants: Wants) -> bool:
