@@ -302,8 +302,8 @@ async def test_work_that_takes_too_long_is_ended(
 # --- the log ahead of the file ------------------------------------------------------------------
 
 
-def log_bytes(books: SqliteRig) -> int:
-    return Path(f"{books.path}-wal").stat().st_size
+def log_bytes(path: Path) -> int:
+    return Path(f"{path}-wal").stat().st_size
 
 
 async def write(store: SqliteStore, first: int, count: int) -> None:
@@ -313,38 +313,42 @@ async def write(store: SqliteStore, first: int, count: int) -> None:
 
 
 async def test_a_long_log_is_carried_into_the_file_by_a_thread_of_its_own(
-    books: SqliteRig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = tmp_path / "state.db"
     monkeypatch.setattr("router.store.sqlite_file._LOG_BYTES", 256 << 10)
-    store = await books.open()
+    store = await SqliteStore.open(path)
     may_go_on = threading.Event()
     store._file._log_thread.submit(may_go_on.wait, 10)
     await write(store, 0, 256)
-    assert log_bytes(books) > 1 << 20
+    assert log_bytes(path) > 1 << 20
     # While it is at it, or comes to nothing for long, others read and write.
     assert await store.get_entries([b"%031d" % 255]) == [bytes(4096)]
     await store.sync("p1", [ask(USD, 5)], {})
     may_go_on.set()
     store._file._log_thread.submit(int).result(10)
     await write(store, 1_000, 1)
-    assert log_bytes(books) <= 256 << 10
+    assert log_bytes(path) <= 256 << 10
     assert await store.get_entries([b"%031d" % 0, b"%031d" % 1_000]) == [bytes(4096)] * 2
+    await store.aclose()
 
 
 async def test_where_that_thread_is_stuck_the_log_is_bounded_still(
-    books: SqliteRig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = tmp_path / "state.db"
     monkeypatch.setattr("router.store.sqlite_file._LOG_BYTES", 64 << 10)
     monkeypatch.setattr("router.store.sqlite_file._LOG_PAGES_MAX", 256)
-    store = await books.open()
+    store = await SqliteStore.open(path)
     may_go_on = threading.Event()
     store._file._log_thread.submit(may_go_on.wait, 10)
     sizes = []
     for i in range(8):
         await write(store, 1_000 * i, 64)
-        sizes.append(log_bytes(books))
+        sizes.append(log_bytes(path))
     assert max(sizes) <= (256 + 200) * 4120
     may_go_on.set()
+    await store.aclose()
 
 
 async def test_a_file_that_is_gone_is_not_made_anew_for_its_log(tmp_path: Path) -> None:
