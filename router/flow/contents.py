@@ -3,8 +3,8 @@
 A filter of the keys (`core/key_filter.py`) is filled in the background, and follows what this and
 other processes write: what another one wrote in the last half second may be taken for missing,
 which is a call more upstream and no wrong answer. Until it is filled, and while the store does not
-say what is new, everything may be there. What was deleted stays in the filter until it is made
-anew, since a look in vain does no harm.
+say what is new, everything may be there. What was deleted stays in the filter, since a look in vain
+does no harm, until it is full: then another is filled beside it, and takes its place.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ _LOOK_EVERY_S = 0.5
 # a long beginning there is a pause, so that a million entries cost calls nothing.
 _KEYS_AT_ONCE = 256
 _PAUSE_S = 0.01
-# 160 KB at first; 5 MB where the store is full of the smallest entries.
-_KEYS_MIN = 1 << 17
-_KEYS_MAX = 1 << 22
+# As many parts of another filter as are read between two looks.
+_PARTS_AT_ONCE = 40
+# 640 KB at first; 10 MB where the store is full of the smallest entries.
+_KEYS_MIN = 1 << 19
+_KEYS_MAX = 1 << 23
 
 
 class Contents:
@@ -31,47 +33,67 @@ class Contents:
 
     def __init__(self, store: CacheStore) -> None:
         self._store = store
-        self._filter = KeyFilter(_KEYS_MIN)
-        self._place = ""
+        self._current = _Reading(store)
+        self._coming: _Reading | None = None
         self._is_known = False
 
     def may_have(self, cache_key: bytes) -> bool:
         """False: it is not there, or was not half a second ago."""
-        return not self._is_known or self._filter.may_have(cache_key)
+        return not self._is_known or self._current.filter.may_have(cache_key)
 
     def add(self, cache_key: bytes) -> None:
         """This process writes it."""
-        self._filter.add(cache_key)
+        self._current.filter.add(cache_key)
+        if self._coming is not None:
+            self._coming.filter.add(cache_key)
 
     async def follow_forever(self) -> None:
         while True:
             with contextlib.suppress(StateUnavailable):
                 await self.follow()
-            await asyncio.sleep(_LOOK_EVERY_S)
+            if self._coming is None:
+                await asyncio.sleep(_LOOK_EVERY_S)
 
     async def follow(self) -> None:
-        """Read all keys that are new. Raises StateUnavailable."""
-        if self._filter.is_full:
-            self._is_known = False
-            self._filter, self._place = KeyFilter(_KEYS_MIN), ""
+        """Read all keys that are new, and a part of those for the next filter. Raises
+        StateUnavailable."""
         try:
-            while True:
-                if await self._read_some():
-                    break
-                await asyncio.sleep(_PAUSE_S)
+            while not await self._current.read(_PARTS_AT_ONCE):
+                pass
         except StateUnavailable:
             self._is_known = False
+            self._coming = None
             raise
         self._is_known = True
+        if self._coming is None and self._current.filter.is_full:
+            self._coming = _Reading(self._store)
+        if self._coming is not None and await self._coming.read(_PARTS_AT_ONCE):
+            self._current, self._coming = self._coming, None
 
-    async def _read_some(self) -> bool:
-        """Whether that was all."""
+
+class _Reading:
+    """The store's keys, as far as they were read."""
+
+    def __init__(self, store: CacheStore) -> None:
+        self.filter = KeyFilter(_KEYS_MIN)
+        self._store = store
+        self._place = ""
+
+    async def read(self, parts: int) -> bool:
+        """Whether these were all. Raises StateUnavailable."""
+        for _ in range(parts):
+            if await self._read_part():
+                return True
+            await asyncio.sleep(_PAUSE_S)
+        return False
+
+    async def _read_part(self) -> bool:
         is_first = not self._place
         part = await self._store.entry_keys(self._place, _KEYS_AT_ONCE)
-        if is_first and part.entries * 2 > self._filter.keys_max:
-            # Room for as many again before it is made anew.
-            self._filter = KeyFilter(min(part.entries * 2, _KEYS_MAX))
+        if is_first and part.entries * 2 > self.filter.keys_max:
+            # Room for as many again before it is full.
+            self.filter = KeyFilter(min(part.entries * 2, _KEYS_MAX))
         for cache_key in part.keys:
-            self._filter.add(cache_key)
+            self.filter.add(cache_key)
         self._place = part.place
         return part.is_all

@@ -12,9 +12,11 @@ import pytest
 from router.core.cache_key import CacheControl
 from router.errors import StateUnavailable
 from router.flow.cache import Cache, CacheRules, Slot
+from router.flow.contents import Contents
 from router.flow.second_tier import SecondTier
 from router.flow.tasks import Tasks
 from router.store.base import EntryKeys
+from router.store.sqlite import SqliteStore
 from router.types import (
     ChatCall,
     EmbedCall,
@@ -476,22 +478,45 @@ async def test_what_cannot_be_followed_is_asked_for(house: House) -> None:
     assert await second.find_vectors(keys, ANY) == [VECTOR]
 
 
-async def test_a_full_filter_is_made_anew_without_what_is_gone(house: House) -> None:
-    cache = house.process(mib=64)
-    tier = cache.tier
-    assert tier is not None
-    contents = tier.contents
+async def test_a_full_filter_is_made_anew_without_what_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("router.flow.contents._KEYS_MIN", 4_000)
+    monkeypatch.setattr("router.flow.contents._PARTS_AT_ONCE", 1)
+    store = await SqliteStore.open(None)
+    contents = Contents(store)
+
+    def keys(what: str, count: int) -> list[bytes]:
+        return [hashlib.sha256(f"{what} {number}".encode()).digest() for number in range(count)]
+
+    async def put(what: str, count: int) -> None:
+        await store.put_entries([(key, b"") for key in keys(what, count)], group=what, ttl_s=60)
+
+    def known(what: str, count: int) -> int:
+        return sum(map(contents.may_have, keys(what, count)))
+
     await contents.follow()
-    gone = [hashlib.sha256(b"%d" % number).digest() for number in range(131_500)]
-    for key in gone:
-        contents.add(key)
-    house.shelf.entries = {
-        hashlib.sha256(b"there %d" % number).digest(): (b"", "g") for number in range(700)
-    }
-    assert sum(map(contents.may_have, gone[:1_000])) == 1_000
+    await put("gone", 4_200)
     await contents.follow()
-    assert sum(map(contents.may_have, gone[:1_000])) == 0
-    assert all(map(contents.may_have, house.shelf.entries))
+    await store.drop_entries("gone")
+    await put("there", 700)
+    await contents.follow()
+    # While the next one is filled, the full one is asked still, and told of what is new.
+    await put("new", 100)
+    await contents.follow()
+    assert known("gone", 1_000) == 1_000
+    assert known("there", 700) == 700
+    assert known("new", 100) == 100
+    assert known("unknown", 1_000) < 100
+    [mine] = keys("mine", 1)
+    contents.add(mine)
+    for _ in range(20):
+        await contents.follow()
+    assert known("gone", 1_000) < 100
+    assert known("there", 700) == 700
+    assert known("new", 100) == 100
+    assert contents.may_have(mine)
+    await store.aclose()
 
 
 # --- memory -------------------------------------------------------------------------------------
