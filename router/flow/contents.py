@@ -21,8 +21,9 @@ _LOOK_EVERY_S = 0.5
 # a long beginning there is a pause, so that a million entries cost calls nothing.
 _KEYS_AT_ONCE = 256
 _PAUSE_S = 0.01
-# As many parts of another filter as are read between two looks.
-_PARTS_AT_ONCE = 40
+# As many parts of the next filter are read after each look: one that is twice as full as it should
+# be still keeps nine questions of ten from the store, so there is no hurry.
+_PARTS_AT_ONCE = 20
 # 640 KB at first; 10 MB where the store is full of the smallest entries.
 _KEYS_MIN = 1 << 19
 _KEYS_MAX = 1 << 23
@@ -51,8 +52,7 @@ class Contents:
         while True:
             with contextlib.suppress(StateUnavailable):
                 await self.follow()
-            if self._coming is None:
-                await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def follow(self) -> None:
         """Read all keys that are new, and a part of those for the next filter. Raises
