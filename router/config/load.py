@@ -214,7 +214,6 @@ class _Reader:
             backends={name: one for name, one in backends.items() if one is not None},
             ladders=made,
             keys=by_digest,
-            key_names={key.name: digest for digest, key in by_digest.items()},
             default_ladder=server.default_ladder or None,
             source=path,
             warnings=report.warnings,

@@ -23,7 +23,7 @@ OPEN_NEEDS_LOOPBACK = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One accepted file. `keys` is by the digest of the key, `key_names` by its name.
+    """One accepted file. `keys` is by the digest of the key.
 
     `digest` is the file's own, so that several processes know that they read the same.
     """
@@ -34,7 +34,6 @@ class Config:
     backends: dict[str, BackendConfig]
     ladders: dict[str, Ladder]
     keys: dict[bytes, Key]
-    key_names: dict[str, bytes]
     default_ladder: str | None
     source: Path | None
     warnings: tuple[str, ...]
