@@ -176,8 +176,13 @@ class KeyBook:
 
     async def _look_up(self, digest: bytes) -> Entry | StateUnavailable | None:
         before = self._changes
+        clock = asyncio.get_running_loop().time
+        given_up = clock() + _ASK_S
         try:
             async with self._places, asyncio.timeout(_LOOK_UP_S):
+                if clock() > given_up:
+                    # Nobody waits for this one any more, and others wait for the place.
+                    return _silence()
                 record, parent = await self._ask(digest)
         except (StateUnavailable, TimeoutError):
             # Its own words name files and hosts, which a stranger need not know.
