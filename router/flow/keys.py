@@ -28,6 +28,7 @@ import msgspec
 from router.config import schema
 from router.config.checks import key_of
 from router.errors import StateUnavailable, Unauthenticated
+from router.flow.asking import ASK_S, is_answered
 from router.flow.tasks import Tasks
 from router.store.base import KeyRecord, KeyStore
 from router.types import Key, nanousd_of
@@ -36,9 +37,7 @@ _log = logging.getLogger("rungway")
 
 POLL_S = 0.5
 _POLL_LIMIT_S = 5.0
-# A call may wait this long for the store to say whose its key is; what it says later is known from
-# then on.
-_ASK_S = 0.25
+# What the store says after the call has given up is known from then on.
 _LOOK_UP_S = 2.0
 _ASKS_AT_ONCE = 16
 _ASKS_WAITING_MAX = 1024
@@ -147,8 +146,8 @@ class KeyBook:
             self._asking[digest] = asking
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
         # Others may wait for the same answer, so one who leaves does not end the question.
-        await asyncio.wait((asking,), timeout=_ASK_S)
-        found = asking.result() if asking.done() and not asking.cancelled() else _silence()
+        is_known = await is_answered(asking) and not asking.cancelled()
+        found = asking.result() if is_known else _silence()
         if isinstance(found, StateUnavailable):
             raise found
         if found is None:
@@ -177,7 +176,7 @@ class KeyBook:
     async def _look_up(self, digest: bytes) -> Entry | StateUnavailable | None:
         before = self._changes
         clock = asyncio.get_running_loop().time
-        given_up = clock() + _ASK_S
+        given_up = clock() + ASK_S
         try:
             async with self._places, asyncio.timeout(_LOOK_UP_S):
                 if clock() > given_up:

@@ -20,14 +20,13 @@ from itertools import islice
 from router.core.accounts import Account, Meter, window_end, window_start
 from router.core.leases import Ask, Lease
 from router.errors import StateUnavailable
+from router.flow.asking import ASK_S, is_answered
 from router.flow.purse import Row
 from router.store.base import LedgerStore, RowKey, StateLost, Totals
 from router.store.journal import Journal, JournalFull
 
 _log = logging.getLogger("rungway")
 
-# How long a hold waits for the store before it is refused.
-_ASK_S = 0.25
 _REPORT_EVERY_S = 1.0
 _HEARTBEAT_S = 5.0
 _AFTER_TROUBLE_S = 0.5
@@ -59,7 +58,7 @@ class Books:
         boot_clock: Callable[[], float],
         wall_clock: Callable[[], float],
         *,
-        ask_s: float = _ASK_S,
+        ask_s: float = ASK_S,
     ) -> None:
         self._ask_s = ask_s
         self._store = store
@@ -215,8 +214,7 @@ class Books:
         self._waiting.append((answered, wants))
         self._wake.set()
         try:
-            # An answer that came while this process was busy elsewhere came in time.
-            await asyncio.wait((answered,), timeout=self._ask_s)
+            await is_answered(answered, self._ask_s)
         finally:
             is_late = answered.cancel()
         if is_late:
