@@ -14,27 +14,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import count, islice
 
 from router.core import accounts
-from router.core.accounts import Meter
 from router.core.leases import Lease
-from router.errors import (
-    BUDGET_IN_USE,
-    QuotaUsedUp,
-    RateLimited,
-    RouterError,
-    StateUnavailable,
-    TooLarge,
-)
+from router.errors import RouterError, StateUnavailable, TooLarge
+from router.flow import shortfall
 from router.flow.purse import Purse, Row
 from router.flow.renewal import Books, Wants
 from router.store.base import RowKey
 from router.types import Key, Price, Rung, Usage
 
-# What a refused caller is told to wait where the amount is only in the hands of other calls.
-_IN_USE_S = 1.0
 # How often a hold asks the store where others draw what it was granted.
 _TRIES_MAX = 8
 # Of a hundred thousand purses; so that the loop does not stand still for all of them.
@@ -405,7 +395,7 @@ class Ledger:
             tries += 1
             await self._books.ask(wants)
             if not self._books.is_current():
-                raise self._unavailable(key)
+                raise shortfall.unavailable(key, self._books.trouble)
             lease = self._refuses(wants)
             # Who came meanwhile may have drawn what was granted, while the store has more.
             if lease is not None and (tries == _TRIES_MAX or self._is_all(lease, wants)):
@@ -456,48 +446,8 @@ class Ledger:
             if hold.is_journalled
         ]
 
-    def _unavailable(self, key: Key) -> StateUnavailable:
-        return StateUnavailable(
-            f"the limits of the key {key.name!r} cannot be counted now: {self._books.trouble}; "
-            "the key itself is in order",
-            retry_after_s=_IN_USE_S,
-        )
-
     def _refused(self, key: Key, lease: Lease, amount: int) -> RouterError:
-        """Why this lease grants no more: used up until its window ends, or in use by others."""
-        _, meter, start = lease.account
-        settled = max(lease.settled, lease.spent)
-        if self._books.trouble and settled + amount <= lease.limit:
-            return self._unavailable(key)
-        who = (
-            f"the session of the key {key.name!r}"
-            if meter is Meter.USD_TOTAL
-            else (f"the key {key.name!r}")
-        )
-        end = accounts.window_end(meter, start)
-        opens_s = None if end is None else max(1.0, end - self.now_s())
-        limit = _amount(meter, lease.limit)
-        if meter is Meter.CONCURRENT:
-            return RateLimited(
-                f"{who} has {lease.limit} calls in flight, its limit; wait until one has ended",
-                retry_after_s=_IN_USE_S,
-            )
-        if settled + amount <= lease.limit:
-            return RateLimited(
-                f"{who} has {limit} ({meter.value}), of which calls in flight hold too much "
-                f"for this one ({_amount(meter, amount)}), here or in another process; "
-                "try again in a second",
-                code=BUDGET_IN_USE,
-                retry_after_s=min(_IN_USE_S, opens_s or _IN_USE_S),
-            )
-        when = "" if end is None else f"; it opens again at {_utc(end)}"
-        words = (
-            f"{who} has used {_amount(meter, settled)} of its {limit} ({meter.value}), too much "
-            f"for this call ({_amount(meter, amount)}){when}"
-        )
-        if meter in (Meter.REQUESTS_MINUTE, Meter.TOKENS_MINUTE):
-            return RateLimited(words, retry_after_s=opens_s)
-        return QuotaUsedUp(words, retry_after_s=opens_s)
+        return shortfall.refused(key, lease, amount, self.now_s(), self._books.trouble)
 
 
 def _least(leases: tuple[Lease, ...]) -> int | None:
@@ -511,13 +461,3 @@ def _least(leases: tuple[Lease, ...]) -> int | None:
 
 def _wanted(wants: Wants, lease: Lease) -> int:
     return next(amount for one, amount in wants if one is lease)
-
-
-def _amount(meter: Meter, amount: int) -> str:
-    if meter in accounts.USD_METERS:
-        return f"${accounts.shown_usd(amount)}"
-    return str(amount)
-
-
-def _utc(at: int) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
