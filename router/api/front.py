@@ -223,7 +223,9 @@ class Fronts:
     async def _serve(self, front: Front, request: FrontRequest) -> None:
         try:
             await self._handle(request)
-        except ConnectionError:
+        except (ConnectionError, asyncio.CancelledError):
+            # A task that ends as cancelled keeps that, and with it all that it held, until the
+            # garbage collector comes.
             request.part()
         except BaseException:
             # What has begun may lack its end.

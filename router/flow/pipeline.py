@@ -188,9 +188,10 @@ class Pipeline:
                     step.take, step.reason = False, closed.reason
                     step.cause, step.wait_s = closed.cause, closed.wait_s
                 except UpstreamError as error:
-                    step.error = error
                     if not progress.goes_on(error, record):
                         return False
+                    # Its frames know this step.
+                    step.error = error.with_traceback(None)
                     if sink.is_committed:
                         break
                     if not await self._retries(progress, step, error, tries, started, has_next()):

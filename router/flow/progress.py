@@ -129,7 +129,12 @@ class Progress:
             record.rung, record.status = last, 200
             return True
         if sink.is_committed or not self._broken.moves_on:
-            raise self._broken
+            broken, self._broken = self._broken, None
+            try:
+                raise broken.with_traceback(None)
+            finally:
+                # An error knows the frames that it came through, and this one would know it.
+                del broken
         return False
 
     @property

@@ -123,6 +123,11 @@ class SharedSink:
     def when_left(self, act: Callable[[], None] | None) -> None:
         """Who leaves a flight is its own task's matter, and not the work's."""
 
+    def close(self) -> None:
+        """The work is over. The flight goes on to know this sink, but not this sink the flight:
+        neither would be freed before the garbage collector comes."""
+        del self._flight
+
     def keep_for_payer(self) -> None:
         """What comes now is for nobody else."""
         self._flight.send_others_away()
@@ -204,7 +209,10 @@ class Sharing:
         async def work_for_all(flight: SharedFlight) -> Served | None:
             shared = SharedSink(flight, KEPT_BYTES_MAX)
             flight.notes = shared
-            await work(shared, own)
+            try:
+                await work(shared, own)
+            finally:
+                shared.close()
             return shared.served
 
         with self._flights.board(flight_key, payer, work_for_all) as seat:
@@ -238,24 +246,26 @@ class Sharing:
         payer.record = record
         flight = self._flights.lead(flight_key)
         shared = flight.notes = SharedSink(flight, KEPT_BYTES_MAX)
-        seat = flight.seat(payer)
-        sink.when_left(lambda: self._leave_work(seat, record, began_s))
         error: BaseException | None = None
-        try:
-            await work(shared, record)
-        except asyncio.CancelledError:
-            # Of this task: who has joined goes on without it.
-            error = GoAlone()
-            raise
-        except BaseException as fault:
-            error = fault
-            raise
-        finally:
-            sink.when_left(None)
-            flight.over(shared.served, error)
-        if record.goes_on:
-            raise ConnectionResetError("the client has left")
-        await _send(seat.outcome(), seat, sink, record)
+        with flight.seat(payer) as seat:
+            sink.when_left(lambda: self._leave_work(seat, record, began_s))
+            try:
+                await work(shared, record)
+            except asyncio.CancelledError:
+                # Of this task: who has joined goes on without it.
+                error = GoAlone()
+                raise
+            except BaseException as fault:
+                error = fault
+                raise
+            finally:
+                sink.when_left(None)
+                shared.close()
+                flight.over(shared.served, error)
+                del error
+            if record.goes_on:
+                raise ConnectionResetError("the client has left")
+            await _send(seat.outcome(), seat, sink, record)
         return True
 
     def _leave_work(self, seat: SharedSeat, record: Record, began_s: float) -> None:

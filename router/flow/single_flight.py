@@ -186,6 +186,7 @@ class Flight(Generic[Payer, Result]):
         self.is_over = True
         self._close()
         self._wake()
+        self._let_go()
 
     def send_others_away(self) -> None:
         """What comes now is for the payer alone."""
@@ -203,8 +204,13 @@ class Flight(Generic[Payer, Result]):
         return bool(self._seats)
 
     def leave(self, seat: Seat[Payer, Result]) -> None:
-        if not self.is_over and seat in self._seats:
+        if seat not in self._seats:
+            return
+        if not self.is_over:
             self._remove(seat, GoAlone())
+            return
+        self._seats.remove(seat)
+        self._let_go()
 
     async def stop(self, limit_s: float) -> None:
         """Cancel the work, and wait until it has put its things in order."""
@@ -266,6 +272,11 @@ class Flight(Generic[Payer, Result]):
             for seat in [one for one in self._seats if one.position == read]:
                 self._remove(seat, UpstreamBroken(words))
 
+    def _let_go(self) -> None:
+        """Of an error that nobody will be told: its frames know the flight."""
+        if not self._seats:
+            self.error = None
+
     def _close(self) -> None:
         """Nobody more may join."""
         if self._listed.get(self._cache_key) is self:
@@ -283,14 +294,20 @@ class Flight(Generic[Payer, Result]):
             result = await work(self)
         except RouterError as error:
             self.over(None, error)
+        except asyncio.CancelledError:
+            # A task that ends as cancelled keeps that with all its frames, and they the task.
+            self._cancelled()
         else:
             self.over(result, None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
-            self.over(None, Draining("Rungway is going down and could not wait for this answer"))
+            self._cancelled()
         elif (fault := task.exception()) is not None:
             self.over(None, fault)
+
+    def _cancelled(self) -> None:
+        self.over(None, Draining("Rungway is going down and could not wait for this answer"))
 
 
 class Seat(Generic[Payer, Result]):
