@@ -187,7 +187,11 @@ class Sharing:
             record.cache = "joined"
         elif record.stream or drains:
             payer.record = Record(
-                record.call_id, record.route, admission=admission, cache=record.cache
+                record.call_id,
+                record.route,
+                stream=record.stream,
+                admission=admission,
+                cache=record.cache,
             )
         else:
             return self._lead(flight_key, payer, sink, record, work)

@@ -87,6 +87,28 @@ async def test_streams_and_vectors_are_repeated_as_they_were() -> None:
         assert upstream.count == 2
 
 
+async def test_a_stream_that_may_be_kept_too_flows_and_is_repeated() -> None:
+    upstream = Counting()
+    stream = {**HI, "stream": True, "temperature": 0}
+    config = ladder_of("{url}", cache="")
+    async with (
+        FakeUpstream(upstream) as up,
+        open_house(config.replace("{url}", up.url)) as house,
+        asyncio.timeout(10),
+    ):
+        upstream.go.clear()
+        body = orjson.dumps(stream)
+        url = house.url + "/v1/chat/completions"
+        async with house.client.post(url, data=body, headers=ONE) as answer:
+            # Its first content comes before its end does.
+            assert b"answer 1" in await answer.content.readany()
+            upstream.go.set()
+            assert (await answer.content.read()).endswith(b"data: [DONE]\n\n")
+        assert b"answer 1" in (await ask(house, stream))[1]
+        assert b"answer 1" in (await ask(house, stream, {}))[1]
+        assert upstream.count == 1
+
+
 async def test_another_request_under_the_same_key_is_refused_also_while_it_runs() -> None:
     upstream = Counting()
     async with FakeUpstream(upstream) as up, open_house(ladder_of(up.url)) as house:
