@@ -215,19 +215,20 @@ class Flight(Generic[Payer, Result]):
     async def stop(self, limit_s: float) -> None:
         """Cancel the work, and wait until it has put its things in order."""
         self._close()
-        if self.task is not None and not self.task.done():
+        # Whose task did the work may have more to do.
+        if self.task is not None and not self.is_over:
             self.task.cancel()
             await asyncio.wait({self.task}, timeout=limit_s)
 
     async def settled(self, limit_s: float) -> None:
         """Wait until the work that nobody is on board of any more has put its things in order."""
-        if self.task is not None and not self._seats:
+        if self.task is not None and not self._seats and not self.is_over:
             await asyncio.wait({self.task}, timeout=limit_s)
 
     async def tell(self, words: bytes) -> None:
         """Something for whoever waits, which is no part of the answer."""
         for seat in list(self._seats):
-            if seat.hears is not None:
+            if seat.hears is not None and seat in self._seats:
                 await seat.hears(words)
 
     def caught_up(self) -> None:

@@ -363,3 +363,31 @@ async def test_a_task_may_do_the_work_of_a_flight_itself(house: House) -> None:
     assert leaving[1].is_last
     await settle()
     assert second.cancelled(), "nobody wants it"
+
+
+async def test_who_leaves_when_the_work_is_over_ends_nothing_else_of_its_task(
+    house: House,
+) -> None:
+    may_go_on = asyncio.Event()
+    done: list[str] = []
+
+    async def lead() -> None:
+        flight = house.flights.lead(KEY)
+        with flight.seat("a"):
+            await house.work.end
+            flight.over("whole", None)
+        # As one does whose answer is kept under an Idempotency-Key.
+        await may_go_on.wait()
+        done.append("kept")
+
+    first = asyncio.create_task(lead())
+    await settle()
+    with house.board("b") as other:
+        house.work.end.set_result("")
+        assert await other.result() == "whole"
+        await settle()
+        assert other.is_alone
+        await other.stop(0)
+    may_go_on.set()
+    await first
+    assert done == ["kept"]
