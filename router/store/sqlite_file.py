@@ -63,6 +63,7 @@ class SqliteFile:
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._log_thread = ThreadPoolExecutor(1, thread_name_prefix="state-log")
+        self._log_path = Path()
         self._is_emptying = False
         self._pending = 0
         self._database: sqlite3.Connection | None = None
@@ -171,10 +172,13 @@ class SqliteFile:
     def _watch_log(self) -> None:
         if self.path is None or self._is_emptying:
             return
-        with contextlib.suppress(OSError):
-            if os.stat(f"{self.path}-wal").st_size > _LOG_BYTES:
+        try:
+            if os.stat(self._log_path).st_size > _LOG_BYTES:
                 self._is_emptying = True
                 self._log_thread.submit(self._empty_log, self.path)
+        except (OSError, RuntimeError):
+            # No file, or no thread to be had: the log can wait, and the work is done.
+            self._is_emptying = False
 
     def _check_epoch(self, database: sqlite3.Connection) -> None:
         found = _epoch_of(database)
@@ -201,6 +205,8 @@ class SqliteFile:
             if self.path is not None:
                 found = os.stat(self.path)
                 self._identity = (found.st_dev, found.st_ino)
+                # SQLite puts it beside the file that a link leads to.
+                self._log_path = Path(f"{self.path.resolve()}-wal")
         except OSError as error:
             raise StateRefused(
                 f"the state cannot be kept in {self}: {error.strerror or error}; give the daemon "
@@ -229,6 +235,8 @@ class SqliteFile:
         """Neither those who write nor those who read wait for this one. What fails here, as where
         another process is at it, is tried again after the next piece of work."""
         try:
+            if self._is_replaced():
+                return
             # A file that is gone is not made anew.
             database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
             with contextlib.closing(database):

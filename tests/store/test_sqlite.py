@@ -312,12 +312,16 @@ async def write(store: SqliteStore, first: int, count: int) -> None:
     await store.put_entries(entries, group="g", ttl_s=60)
 
 
+@pytest.mark.parametrize("is_link", [False, True])
 async def test_a_long_log_is_carried_into_the_file_by_a_thread_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_link: bool
 ) -> None:
     path = tmp_path / "state.db"
     monkeypatch.setattr("router.store.sqlite_file._LOG_BYTES", 256 << 10)
-    store = await SqliteStore.open(path)
+    if is_link:
+        (tmp_path / "link.db").symlink_to(path)
+        path.touch(0o600)
+    store = await SqliteStore.open(tmp_path / "link.db" if is_link else path)
     may_go_on = threading.Event()
     store._file._log_thread.submit(may_go_on.wait, 10)
     await write(store, 0, 256)
