@@ -19,7 +19,7 @@ import contextlib
 import hmac
 import logging
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -28,7 +28,7 @@ import msgspec
 from router.config import schema
 from router.config.checks import key_of
 from router.errors import StateUnavailable, Unauthenticated
-from router.flow.asking import ASK_S, is_answered
+from router.flow.asking import is_answered
 from router.flow.tasks import Tasks
 from router.store.base import KeyRecord, KeyStore
 from router.types import Key, nanousd_of
@@ -86,6 +86,8 @@ class KeyBook:
         self._families: dict[str, set[bytes]] = {}
         self._unknown: dict[bytes, float] = {}
         self._asking: dict[bytes, asyncio.Task[Entry | StateUnavailable | None]] = {}
+        # How many callers still wait for each.
+        self._hoping: Counter[bytes] = Counter()
         self._places = asyncio.Semaphore(_ASKS_AT_ONCE)
         self._version: int | None = None
         # Grows with whatever makes an answer that is under way an old one.
@@ -146,7 +148,13 @@ class KeyBook:
             self._asking[digest] = asking
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
         # Others may wait for the same answer, so one who leaves does not end the question.
-        is_known = await is_answered(asking) and not asking.cancelled()
+        self._hoping[digest] += 1
+        try:
+            is_known = await is_answered(asking) and not asking.cancelled()
+        finally:
+            self._hoping[digest] -= 1
+            if not self._hoping[digest]:
+                del self._hoping[digest]
         found = asking.result() if is_known else _silence()
         if isinstance(found, StateUnavailable):
             raise found
@@ -175,11 +183,9 @@ class KeyBook:
 
     async def _look_up(self, digest: bytes) -> Entry | StateUnavailable | None:
         before = self._changes
-        clock = asyncio.get_running_loop().time
-        given_up = clock() + ASK_S
         try:
             async with self._places, asyncio.timeout(_LOOK_UP_S):
-                if clock() > given_up:
+                if digest in self._asking and digest not in self._hoping:
                     # Nobody waits for this one any more, and others wait for the place.
                     return _silence()
                 record, parent = await self._ask(digest)

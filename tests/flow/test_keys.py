@@ -522,6 +522,25 @@ async def test_a_store_that_is_held_up_is_waited_for_a_moment_only(state: State)
     assert state.store.asked == 0
 
 
+async def test_who_left_the_line_is_not_asked_for(state: State) -> None:
+    one = state.process()
+    places = keys_module._ASKS_AT_ONCE
+    async with state.held_up():
+        before = [asyncio.ensure_future(one.is_refused(f"before {i}")) for i in range(places)]
+        leaving = asyncio.ensure_future(one.who("leaving"))
+        staying = asyncio.ensure_future(one.is_refused("staying"))
+        while len(one.book._asking) < places + 2:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+    assert all(await asyncio.gather(*before))
+    assert await staying
+    await asyncio.gather(*one.book._asking.values())
+    assert state.store.asked == places + 1
+    assert not one.book._asking
+    assert not one.book._hoping
+
+
 async def test_settings_of_another_version_are_the_stores_fault(state: State) -> None:
     one = state.process()
     _, secret = await one.desk.create("known", {})
