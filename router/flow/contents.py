@@ -1,7 +1,7 @@
 """Which entries the cache's store may have, so that nearly no miss asks it.
 
 A filter of the keys (`core/key_filter.py`) is filled in the background, and follows what this and
-other processes write: what another one wrote in the last half second may be taken for missing,
+other processes write: what another one wrote in the last second may be taken for missing,
 which is a call more upstream and no wrong answer. Until it is filled, and while the store does not
 say what is new, everything may be there. What was deleted stays in the filter, since a look in vain
 does no harm, until it is full: then another is filled beside it, and takes its place.
@@ -39,7 +39,7 @@ class Contents:
         self._is_known = False
 
     def may_have(self, cache_key: bytes) -> bool:
-        """False: it is not there, or was not half a second ago."""
+        """False: it is not there, or was not a second ago."""
         return not self._is_known or self._current.filter.may_have(cache_key)
 
     def add(self, cache_key: bytes) -> None:
@@ -62,7 +62,6 @@ class Contents:
                 pass
         except StateUnavailable:
             self._is_known = False
-            self._coming = None
             raise
         self._is_known = True
         if self._coming is None and self._current.filter.is_full:

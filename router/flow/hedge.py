@@ -95,6 +95,9 @@ class _Race:
         for task in self.tasks.values():
             task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        # They know this race.
+        self.tasks.clear()
+        self.winner = None
 
 
 async def race(sink: Sink, after_s: float, first: Run, second: Callable[[], Run | None]) -> None:

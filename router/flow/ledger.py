@@ -1,7 +1,7 @@
 """The ledger: calls are admitted, attempts hold and settle, all against leases in memory.
 
-`admit`, `room` and `hold` await only where a lease does not suffice, and then the store, for at
-most a quarter of a second; where it suffices, their forms `..._at_once` say so without awaiting.
+`admit`, `room` and `hold` await only where a lease does not suffice, and then the store, not for
+long (`flow/asking.py`); where it suffices, their forms `..._at_once` say so without awaiting.
 `grow` and `settle` never await: nothing can cancel a call between what it used and its being
 written down. Every hold is settled exactly once; what was used above it is charged whole.
 

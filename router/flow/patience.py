@@ -58,11 +58,14 @@ class Patience:
         trace: TracebackType | None,
     ) -> None:
         self._watch.patient.discard(self)
+        task = self._task
+        # A task that is cancelled keeps its frames, and they this object.
+        del self._task
         # As asyncio.timeout does: only our own cancellation becomes a time-out, and another that
         # came meanwhile goes before it.
         if not self._has_expired:
             return
-        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise UpstreamTimeout(
                 f"{self._who} passed its limit of {self._limit_s:g} s ({self._phase}_s)",
                 phase=self._phase,

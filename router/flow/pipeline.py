@@ -190,8 +190,7 @@ class Pipeline:
                 except UpstreamError as error:
                     if not progress.goes_on(error, record):
                         return False
-                    # Its frames know this step.
-                    step.error = error.with_traceback(None)
+                    step.error = error
                     if sink.is_committed:
                         break
                     if not await self._retries(progress, step, error, tries, started, has_next()):
@@ -248,7 +247,7 @@ class Pipeline:
             step.reason, step.cause, step.wait_s = closed.reason, closed.cause, closed.wait_s
             raise
         except UpstreamError as error:
-            step.error = error
+            step.reason, step.cause, step.wait_s = error.message, error.cause, error.retry_after_s
             raise
 
     def _hedging(self, rules: Ladder) -> RetryBudget:

@@ -83,7 +83,8 @@ class Progress:
 
     def goes_on(self, error: UpstreamError, record: Record) -> bool:
         """Whether another rung may be tried after this failure, and with what."""
-        self._broken = error
+        # Its words are what is wanted of it; the frames that it came through know this object.
+        self._broken = error.with_traceback(None)
         if isinstance(error, Escalated):
             self._kept = error.answer
             self._kept_from = Provenance(
@@ -131,7 +132,7 @@ class Progress:
         if sink.is_committed or not self._broken.moves_on:
             broken, self._broken = self._broken, None
             try:
-                raise broken.with_traceback(None)
+                raise broken
             finally:
                 # An error knows the frames that it came through, and this one would know it.
                 del broken

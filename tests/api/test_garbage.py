@@ -34,9 +34,10 @@ def another(body: Any, number: int) -> Any:
     return {**body, "messages": [{"role": "user", "content": f"Hi {number}?"}]}
 
 
-async def ask(house: House, body: Any) -> int:
+async def ask(house: House, body: Any, **headers: str) -> int:
     path = "/v1/embeddings" if "input" in body else "/v1/chat/completions"
-    status, _, _ = await house.post(path, body, auth("alice"))
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    status, _, _ = await house.post(path, body, {**auth("alice"), **named})
     return status
 
 
@@ -67,31 +68,55 @@ async def joined(house: House, model: Counting, body: Any) -> None:
     model.may_answer.clear()
     model.arrived.clear()
     callers = [asyncio.ensure_future(ask(house, body)) for _ in range(3)]
+    while house.shared.observer.in_flight < 3:
+        await asyncio.sleep(0)
     await model.arrived.wait()
     callers.pop(0).cancel()
     model.may_answer.set()
-    await asyncio.gather(*callers, return_exceptions=True)
+    assert await asyncio.gather(*callers) == [200, 200]
 
 
 @pytest.mark.parametrize("case", [answered, failed, without_a_rung, left, joined])
 @pytest.mark.parametrize("body", [HI, STREAM, UNKEPT, {**UNKEPT, "stream": True}, EMBED])
 async def test_a_call_leaves_nothing_to_the_collector(case: Case, body: Any) -> None:
     async with serving() as (house, model):
-        # What is made once is not the calls'.
-        await case(house, model, another(body, -1))
-        await settled(house)
-        with collected() as found:
-            for number in range(5):
-                before = len(house.lines)
-                await case(house, model, another(body, number))
-                await settled(house, before)
+        await found_by(case, house, model, body)
+
+
+@pytest.mark.parametrize("case", [answered, failed, without_a_rung, left])
+@pytest.mark.parametrize("rules", ["hedge_after_s = 9", 'rescue = "continue"'])
+@pytest.mark.parametrize("body", [HI, STREAM])
+async def test_nor_does_one_of_a_ladder_that_does_more(case: Case, rules: str, body: Any) -> None:
+    async with serving(rules) as (house, model):
+        await found_by(case, house, model, body)
+
+
+@pytest.mark.parametrize("body", [HI, STREAM, EMBED])
+async def test_nor_does_one_with_a_name(body: Any) -> None:
+    async with serving() as (house, model):
+
+        async def named(house: House, model: Counting, body: Any) -> None:
+            assert await ask(house, body, idempotency_key=str(body)) == 200
+
+        await found_by(named, house, model, body)
+
+
+async def found_by(case: Case, house: House, model: Counting, body: Any) -> None:
+    # What is made once is not the calls'.
+    await case(house, model, another(body, -1))
+    await settled(house)
+    with collected() as found:
+        for number in range(5):
+            before = len(house.lines)
+            await case(house, model, another(body, number))
+            await settled(house, before)
     assert not found, "of Rungway's own, unreachable but not freed"
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[House, Counting]]:
+async def serving(rules: str = "") -> AsyncIterator[tuple[House, Counting]]:
     model = Counting()
-    async with FakeUpstream(model) as up, open_house(config(up.url)) as house:
+    async with FakeUpstream(model) as up, open_house(config(up.url, up.url, ladder=rules)) as house:
         yield house, model
 
 
