@@ -30,6 +30,7 @@ async def test_a_call_is_answered_and_paid_for_once_whatever_it_goes_through(
 ) -> None:
     for limits, stream, is_named, callers in product(LIMITS, (False, True), (False, True), (1, 3)):
         model = Counting()
+        model.turns = 5
         key = 'on_disconnect = "drain"' if drains else ""
         body: dict[str, Any] = {
             "model": "chat",

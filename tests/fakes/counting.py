@@ -28,7 +28,8 @@ def words_of(body: Any) -> str:
 
 
 class Counting:
-    """`may_answer` is waited for; `status` other than 200 is a failure."""
+    """`may_answer` is waited for; `status` other than 200 is a failure; `turns` of the loop lie
+    between a stream's events, which else arrive together."""
 
     def __init__(self) -> None:
         self.chats: list[Any] = []
@@ -42,6 +43,7 @@ class Counting:
         self.generation = 0
         self.finish = "stop"
         self.cuts = False
+        self.turns = 0
         self.reports = True
         self.revision: str | None = None
         self.repository = "org/m"
@@ -127,6 +129,8 @@ class Counting:
         await reply.start()
         for delta in deltas:
             await reply.event(_chunk(delta, None))
+            for _ in range(self.turns):
+                await asyncio.sleep(0)
         if self.cuts:
             reply.cut()
             return
