@@ -190,6 +190,7 @@ class Pipeline:
                 except UpstreamError as error:
                     if not progress.goes_on(error, record):
                         return False
+                    # Not of one that ends the call: it would know the frames that know this step.
                     step.error = error
                     if sink.is_committed:
                         break
