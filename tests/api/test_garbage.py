@@ -21,10 +21,8 @@ from tests.fakes.upstream import FakeUpstream
 from tests.house import House, open_house
 
 UNKEPT: dict[str, Any] = {**HI, "temperature": 1.0}
-Case = Callable[[House, Counting, Any], Awaitable[None]]
-
-
 EMBED = {"model": "embed", "input": ["a"]}
+Case = Callable[[House, Counting, Any], Awaitable[None]]
 
 
 def another(body: Any, number: int) -> Any:
